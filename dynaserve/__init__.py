@@ -1,0 +1,1 @@
+"""What people touch: the ``dynaserve`` command, the Python client, the test plugin."""

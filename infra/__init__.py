@@ -1,0 +1,1 @@
+"""What stands around the services: NATS, locks, and later dashboards and deployment."""
