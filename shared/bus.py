@@ -1,0 +1,86 @@
+"""The bus seam: publish, request, subscribe and a registry, over NATS or in memory.
+
+Two implementations: ``shared.bus_nats.NatsBus`` and ``shared.bus_memory.MemoryBus``.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import BaseModel
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as it arrived. ``reply`` is None when no answer is wanted."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str | None = None
+
+
+Handler = Callable[[Delivery], Awaitable[None]]
+
+
+class Subscription(Protocol):
+    """An open subscription."""
+
+    async def close(self) -> None:
+        """Stop delivering; what was delivered already is still handled."""
+
+
+class Records(Protocol):
+    """A bucket of small records that vanish when they are not written again within their TTL."""
+
+    async def put(self, key: str, record: BaseModel) -> None:
+        """Write or renew ``key``. Raises BusError when the bus is away."""
+
+    async def delete(self, key: str) -> None:
+        """Remove ``key``; removing what is not there is fine."""
+
+    def watch(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        """All records now, then every change; None means deleted or expired.
+
+        The key "" with None marks the end of the initial state; it comes again after the bus was
+        away, and records not seen between two marks are gone.
+        """
+
+
+class Bus(Protocol):
+    """Messages between actors. All methods raise BusError (or a subclass) on failure."""
+
+    async def publish(
+        self, subject: str, message: BaseModel, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send without waiting for anyone. The caller bounds how much it publishes."""
+
+    async def request(
+        self,
+        subject: str,
+        message: BaseModel,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> Delivery:
+        """Send and await one answer; NoResponder at once when nobody listens, else BusTimeout."""
+
+    async def respond(self, delivery: Delivery, message: BaseModel) -> None:
+        """Answer a request; does nothing when no answer is wanted."""
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        """Call ``handler`` for each message, one at a time and in order per subscription.
+
+        With ``queue``, each message goes to one member of that group. A handler that waits
+        must spawn a task.
+        """
+
+    async def records(self, bucket: str, ttl_s: float) -> Records:
+        """Open (make if absent) a bucket of expiring records."""
+
+    async def close(self) -> None:
+        """Flush what was published and disconnect."""
+
+
+def encode(message: BaseModel) -> bytes:
+    """Message -> JSON bytes, fields at their defaults left out except the tag and version."""
+    return message.__pydantic_serializer__.to_json(message, exclude_none=True)

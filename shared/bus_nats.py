@@ -1,0 +1,215 @@
+"""The bus over NATS: core subjects for messages, a JetStream bucket in memory for records."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+from nats.js.api import KeyValueConfig, StorageType
+from nats.js.kv import KeyValue
+from pydantic import BaseModel
+
+from shared.bus import Bus, Delivery, Handler, Records, Subscription, encode
+from shared.errors import BusError, BusTimeout, NoResponder
+
+log = logging.getLogger("dynaserve.bus")
+
+CONNECT_TIMEOUT_S = 5.0
+RECORD_TIMEOUT_S = 2.0
+RECONNECT_BUFFER_BYTES = 8 * 2**20
+"""What may wait for a server that is away; beyond it publish fails instead of growing."""
+
+
+class _Subscribed:
+    def __init__(self, subscription: NatsSubscription) -> None:
+        self._subscription = subscription
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
+
+
+class NatsRecords:
+    """A JetStream key-value bucket in memory whose expiry reaches watchers (limit markers).
+
+    The bucket lives in the server's memory: after a server restart the next ``put`` makes it anew,
+    and watchers start over.
+    """
+
+    def __init__(self, client: Client, bucket: str, ttl_s: float) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._ttl_s = ttl_s
+        self._kv: KeyValue | None = None
+
+    async def open(self) -> KeyValue:
+        """The bucket, made if absent. Raises BusError, e.g. when JetStream is off."""
+        if self._kv is None:
+            config = KeyValueConfig(
+                bucket=self._bucket,
+                history=1,
+                ttl=self._ttl_s,
+                storage=StorageType.MEMORY,
+                limit_marker_ttl=max(1.0, self._ttl_s),
+            )
+            try:
+                context = self._client.jetstream(timeout=RECORD_TIMEOUT_S)
+                self._kv = await context.create_key_value(config)
+            except (nats.errors.Error, TimeoutError) as error:
+                raise BusError(
+                    f"cannot open the registry bucket {self._bucket}: {error!r}; "
+                    "is JetStream on (nats-server -js)?"
+                ) from error
+        return self._kv
+
+    async def put(self, key: str, record: BaseModel) -> None:
+        kv = await self.open()
+        try:
+            await kv.put(key, encode(record))
+        except (nats.errors.Error, TimeoutError) as error:
+            self._kv = None
+            raise BusError(f"cannot write {key} to {self._bucket}: {error!r}") from error
+
+    async def delete(self, key: str) -> None:
+        kv = await self.open()
+        try:
+            await kv.delete(key)
+        except (nats.errors.Error, TimeoutError) as error:
+            self._kv = None
+            raise BusError(f"cannot delete {key} from {self._bucket}: {error!r}") from error
+
+    async def watch(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        while True:
+            try:
+                async for change in self._watch_once():
+                    yield change
+            except (BusError, nats.errors.Error, TimeoutError) as error:
+                log.warning("registry watch interrupted: %r; trying again", error)
+                self._kv = None
+                await asyncio.sleep(0.2)
+
+    async def _watch_once(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        """One watch; ends after a silence longer than the TTL, as records are always renewed."""
+        kv = await self.open()
+        watcher = await kv.watchall()
+        try:
+            while True:
+                try:
+                    entry = await asyncio.wait_for(watcher._updates.get(), 2 * self._ttl_s)
+                except TimeoutError:
+                    self._kv = None
+                    return
+                if entry is None:
+                    yield "", None
+                elif entry.operation in ("DEL", "PURGE"):
+                    yield entry.key, None
+                else:
+                    yield entry.key, entry.value or b""
+        finally:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await watcher.stop()
+
+
+class NatsBus(Bus):
+    """``Bus`` on a NATS server. Reconnects for ever; what is published meanwhile is bounded."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls, url: str, name: str) -> "NatsBus":
+        """Connect to ``url``; raises BusError within CONNECT_TIMEOUT_S when nobody answers."""
+        client = Client()
+
+        async def on_error(error: Exception) -> None:
+            log.warning("bus: %r", error)
+
+        async def on_reconnect() -> None:
+            log.warning("bus: connected again to %s", client.connected_url)
+
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.connect(
+                    url,
+                    name=name,
+                    error_cb=on_error,
+                    reconnected_cb=on_reconnect,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,
+                    connect_timeout=2,
+                    pending_size=RECONNECT_BUFFER_BYTES,
+                )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await client.close()
+            raise BusError(f"no NATS server answers at {url}: {error!r}") from error
+        return cls(client)
+
+    async def publish(
+        self, subject: str, message: BaseModel, headers: Mapping[str, str] | None = None
+    ) -> None:
+        try:
+            await self._client.publish(
+                subject, encode(message), headers=dict(headers) if headers else None
+            )
+        except nats.errors.Error as error:
+            raise BusError(f"cannot publish on {subject}: {error!r}") from error
+
+    async def request(
+        self,
+        subject: str,
+        message: BaseModel,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> Delivery:
+        try:
+            answer = await self._client.request(
+                subject,
+                encode(message),
+                timeout=timeout_s,
+                headers=dict(headers) if headers else None,
+            )
+        except nats.errors.NoRespondersError as error:
+            raise NoResponder(subject) from error
+        except (nats.errors.TimeoutError, TimeoutError) as error:
+            raise BusTimeout(subject, timeout_s) from error
+        except nats.errors.Error as error:
+            raise BusError(f"cannot ask on {subject}: {error!r}") from error
+        return _delivery(answer)
+
+    async def respond(self, delivery: Delivery, message: BaseModel) -> None:
+        if delivery.reply is not None:
+            await self.publish(delivery.reply, message)
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
+        async def on_message(message: Msg) -> None:
+            await handler(_delivery(message))
+
+        try:
+            subscription = await self._client.subscribe(subject, queue=queue, cb=on_message)
+            await self._client.flush()
+        except nats.errors.Error as error:
+            raise BusError(f"cannot listen on {subject}: {error!r}") from error
+        return _Subscribed(subscription)
+
+    async def records(self, bucket: str, ttl_s: float) -> Records:
+        records = NatsRecords(self._client, bucket, ttl_s)
+        await records.open()
+        return records
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await self._client.flush(timeout=2)
+        with contextlib.suppress(nats.errors.Error):
+            await self._client.close()
+
+
+def _delivery(message: Msg) -> Delivery:
+    return Delivery(message.subject, message.data, message.headers or {}, message.reply or None)

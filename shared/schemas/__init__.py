@@ -1,0 +1,1 @@
+"""The messages on the bus: one module per conversation, every message frozen and versioned."""

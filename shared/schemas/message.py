@@ -1,0 +1,52 @@
+"""What every message has in common, and how token ids travel."""
+
+from array import array
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROTOCOL_VERSION: Literal[1] = 1
+"""Bumped on any incompatible change; instances with another version are refused when they register."""
+
+InstanceId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""A name that is a single NATS subject token."""
+
+PackedTokens = bytes
+"""Token ids as little-endian uint32; base64 in JSON. 4 bytes a token, no parsing on the way."""
+
+
+class Message(BaseModel):
+    """Base of all bus messages: immutable, closed, versioned.
+
+    Subclasses add ``kind: Literal["..."]``, which tells messages on one subject apart.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+    v: Literal[1] = PROTOCOL_VERSION
+
+
+class Part(BaseModel):
+    """A frozen piece inside a message; has no version or kind of its own."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+
+def pack_tokens(token_ids: Sequence[int]) -> PackedTokens:
+    """Token ids -> little-endian uint32 bytes."""
+    return array("I", token_ids).tobytes()
+
+
+def unpack_tokens(packed: PackedTokens) -> list[int]:
+    """Inverse of ``pack_tokens``; raises ValueError when the length is no multiple of four."""
+    return array("I", packed).tolist()
+
+
+def num_tokens(packed: PackedTokens) -> int:
+    """How many token ids ``packed`` holds."""
+    return len(packed) // 4

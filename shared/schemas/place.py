@@ -1,0 +1,76 @@
+"""Conversation gateway <-> global scheduler: where a request runs and where it is cut."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from shared.schemas.message import InstanceId, Message, Part
+from shared.schemas.request import GenerationRequest
+
+
+class Place(Message):
+    """Ask for a placement. Asking again with the same id and epoch gets the same plan."""
+
+    kind: Literal["place"] = "place"
+    request: GenerationRequest
+    epoch: int = Field(ge=1, description="raised when the rest of a request is placed anew")
+    gateway_id: InstanceId
+    forced_cut: int | None = Field(default=None, ge=1)
+    avoid: list[InstanceId] = Field(default=[], description="instances that just failed it")
+
+
+class Prediction(Part):
+    """What the policy expects of one way to run the request."""
+
+    ttft_s: float
+    tbt_s: float
+    cost: float = Field(description="the policy's objective; lower is better")
+
+
+class Candidate(Part):
+    """One way the policy weighed: instances, cut (None: uncut) and what it expects."""
+
+    alpha_id: InstanceId
+    beta_id: InstanceId | None = None
+    cut: int | None = None
+    prediction: Prediction
+
+
+class Plan(Message):
+    """The answer: where the segments went. ``beta_id`` and ``cut`` are None when uncut."""
+
+    kind: Literal["plan"] = "plan"
+    request_id: str
+    epoch: int
+    scheduler_id: InstanceId
+    policy: str
+    alpha_id: InstanceId
+    beta_id: InstanceId | None = None
+    cut: int | None = None
+    coordinator_id: InstanceId | None = None
+    handoff_id: str | None = None
+    reason: str
+    control_group: bool = False
+    traffic_class: str = "default"
+    predicted_output_tokens: float | None = None
+    unsplit: Prediction | None = None
+    disaggregated: Prediction | None = None
+    chosen: Prediction | None = None
+    candidates: list[Candidate] = []
+    decision_s: float = Field(default=0.0, description="time the policy took")
+
+
+class PlaceRefused(Message):
+    """No placement. 'overloaded' carries the predicted wait; 'invalid' names the parameter."""
+
+    kind: Literal["place_refused"] = "place_refused"
+    request_id: str
+    epoch: int
+    code: Literal["overloaded", "no_instance", "invalid"]
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+PlaceReply = Annotated[Plan | PlaceRefused, Field(discriminator="kind")]
+PLACE_REPLY: TypeAdapter[PlaceReply] = TypeAdapter(PlaceReply)

@@ -1,0 +1,46 @@
+"""Instance -> everybody: its load, pushed at most 20 times a second."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.schemas.message import InstanceId, Message, Part
+
+
+class LinkLoad(Part):
+    """One direction of a KV link as the sender saw it lately."""
+
+    peer_id: InstanceId
+    transport: str
+    bytes_per_s: float
+    in_flight_bytes: int
+
+
+class InstanceLoad(Message):
+    """A snapshot of one instance. Token counts, seconds, fractions of one."""
+
+    kind: Literal["load"] = "load"
+    instance_id: InstanceId
+    sequence: int
+    at_s: float = Field(description="unix time")
+    num_running: int
+    num_waiting: int
+    num_waiting_for_kv: int = 0
+    num_decodes: int
+    context_sum: int = Field(description="tokens of context over all decodes")
+    outstanding_prefill_tokens: int
+    free_blocks: int
+    num_blocks: int
+    max_num_batched_tokens: int
+    batcher_mode: str = "static"
+    budget_tokens: int = 0
+    step_s: float = 0.0
+    predicted_step_s: float = 0.0
+    slo_headroom: float = Field(default=1.0, description="1 - step/SLO, negative when missed")
+    num_steps: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    admitted_request_ids: list[str] = Field(
+        default=[], description="segments first seen since the last report: now counted here"
+    )
+    links: list[LinkLoad] = []

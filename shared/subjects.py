@@ -1,0 +1,63 @@
+"""Every NATS subject, declared once. ``<pool>`` separates pools that share one server.
+
+| subject | messages | who listens |
+|---|---|---|
+| `dynaserve.<pool>.place` | Place, answered by Plan or PlaceRefused | schedulers (queue group) |
+| `dynaserve.<pool>.instance.<id>.segment` | Segment | that instance |
+| `dynaserve.<pool>.instance.<id>.control` | ControlMessage, HandoffCommand | that instance |
+| `dynaserve.<pool>.instances.control` | SegmentCancel, SetBatcher, … | every instance |
+| `dynaserve.<pool>.telemetry.<id>` | InstanceLoad | schedulers, gateways, dashboards |
+| `dynaserve.<pool>.handoff.<coordinator>` | HandoffOpen, HandoffEvent | that coordinator |
+| `dynaserve.<pool>.gateway.<id>.tokens` | TokenFrame, SegmentFailed, SegmentTiming | that gateway |
+| `dynaserve.<pool>.events.request` | RequestRecord | anyone |
+| `dynaserve.<pool>.events.handoff` | HandoffRecord | anyone |
+| bucket `dynaserve_<pool>_registry` | Record | everybody |
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The subjects of one pool."""
+
+    pool: str
+
+    @property
+    def root(self) -> str:
+        return f"dynaserve.{self.pool}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.root}.place"
+
+    def segment(self, instance_id: str) -> str:
+        return f"{self.root}.instance.{instance_id}.segment"
+
+    def control(self, instance_id: str) -> str:
+        return f"{self.root}.instance.{instance_id}.control"
+
+    @property
+    def all_instances(self) -> str:
+        return f"{self.root}.instances.control"
+
+    def telemetry(self, instance_id: str = "*") -> str:
+        return f"{self.root}.telemetry.{instance_id}"
+
+    def handoff(self, coordinator_id: str) -> str:
+        return f"{self.root}.handoff.{coordinator_id}"
+
+    def gateway(self, gateway_id: str) -> str:
+        return f"{self.root}.gateway.{gateway_id}.tokens"
+
+    @property
+    def request_events(self) -> str:
+        return f"{self.root}.events.request"
+
+    @property
+    def handoff_events(self) -> str:
+        return f"{self.root}.events.handoff"
+
+    @property
+    def registry_bucket(self) -> str:
+        return f"dynaserve_{self.pool}_registry"
