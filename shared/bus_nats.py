@@ -107,13 +107,15 @@ class NatsRecords:
                     return
                 if entry is None:
                     yield "", None
+                elif not isinstance(entry, KeyValue.Entry):
+                    return
                 elif entry.operation in ("DEL", "PURGE"):
                     yield entry.key, None
                 else:
                     yield entry.key, entry.value or b""
         finally:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
-                await watcher.stop()
+                await watcher.stop()  # type: ignore[no-untyped-call]
 
 
 class NatsBus(Bus):
@@ -142,7 +144,7 @@ class NatsBus(Bus):
                     reconnected_cb=on_reconnect,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,
+                    reconnect_time_wait=1,
                     connect_timeout=2,
                     pending_size=RECONNECT_BUFFER_BYTES,
                 )

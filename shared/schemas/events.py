@@ -31,4 +31,4 @@ class RequestRecord(Message):
     slo_met: bool
     epochs: int = Field(description="placements used; above 1 after a recovery")
     plan: Plan | None = None
-    segments: list[SegmentTiming] = []
+    segments: list[SegmentTiming] = Field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Conversation scheduler/instances <-> KV-transfer coordinator: one handoff from open to released."""
+"""Conversation scheduler/instances <-> KV-transfer coordinator: a handoff, open to released."""
 
 from typing import Annotated, Literal
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PROTOCOL_VERSION: Literal[1] = 1
-"""Bumped on any incompatible change; instances with another version are refused when they register."""
+"""Bumped on any incompatible change; records with another version are refused."""
 
 InstanceId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """A name that is a single NATS subject token."""

@@ -16,7 +16,9 @@ class Place(Message):
     epoch: int = Field(ge=1, description="raised when the rest of a request is placed anew")
     gateway_id: InstanceId
     forced_cut: int | None = Field(default=None, ge=1)
-    avoid: list[InstanceId] = Field(default=[], description="instances that just failed it")
+    avoid: list[InstanceId] = Field(
+        default_factory=list, description="instances that just failed it"
+    )
 
 
 class Prediction(Part):
@@ -56,7 +58,7 @@ class Plan(Message):
     unsplit: Prediction | None = None
     disaggregated: Prediction | None = None
     chosen: Prediction | None = None
-    candidates: list[Candidate] = []
+    candidates: list[Candidate] = Field(default_factory=list)
     decision_s: float = Field(default=0.0, description="time the policy took")
 
 

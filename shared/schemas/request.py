@@ -1,4 +1,4 @@
-"""A generation request as it crosses the bus: what an instance needs to run it, whole or in part."""
+"""A generation request as it crosses the bus: what an instance needs to run it."""
 
 from pydantic import Field, JsonValue
 

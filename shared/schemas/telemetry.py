@@ -41,6 +41,7 @@ class InstanceLoad(Message):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     admitted_request_ids: list[str] = Field(
-        default=[], description="segments first seen since the last report: now counted here"
+        default_factory=list,
+        description="segments first seen since the last report: now counted here",
     )
-    links: list[LinkLoad] = []
+    links: list[LinkLoad] = Field(default_factory=list)
