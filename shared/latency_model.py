@@ -1,0 +1,197 @@
+"""How long one engine step takes: a linear model, its fit and its online correction.
+
+    step_ms = base + decode * num_decodes + context * sum(decode contexts)
+            + prefill * num_prefill_tokens + attend * sum(prefill tokens x their context)
+
+Times are milliseconds, counts are tokens. A prefill chunk of n tokens that starts at context x
+adds n*x + n*n/2 to the last sum.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_PROFILE = Path(__file__).parent / "profiles" / "h200_qwen14b.json"
+
+
+class StepShape(NamedTuple):
+    """What one engine step computed."""
+
+    num_decodes: int
+    decode_context_tokens: int
+    prefill_tokens: int
+    prefill_context_tokens2: float
+
+
+class LatencyModel(NamedTuple):
+    """The five coefficients, milliseconds per unit. Immutable: a correction makes a new one."""
+
+    base_ms: float
+    decode_ms: float
+    context_ms: float
+    prefill_ms: float
+    attend_ms: float
+
+    def step_ms(self, shape: StepShape) -> float:
+        return (
+            self.base_ms
+            + self.decode_ms * shape[0]
+            + self.context_ms * shape[1]
+            + self.prefill_ms * shape[2]
+            + self.attend_ms * shape[3]
+        )
+
+    def decode_step_ms(self, num_decodes: int, decode_context_tokens: int) -> float:
+        """A step without prefill."""
+        return (
+            self.base_ms
+            + self.decode_ms * num_decodes
+            + self.context_ms * decode_context_tokens
+        )
+
+    def prefill_tokens_in(self, room_ms: float, context_tokens: int) -> int:
+        """The most prefill tokens of one prompt, from ``context_tokens`` on, within ``room_ms``."""
+        if room_ms <= 0.0:
+            return 0
+        linear = self.prefill_ms + self.attend_ms * context_tokens
+        half = 0.5 * self.attend_ms
+        # The smaller root of half*n^2 + linear*n = room, in the form that survives half = 0.
+        root = linear + math.sqrt(linear * linear + 4.0 * half * room_ms)
+        return int(2.0 * room_ms / root) if root > 0.0 else 1 << 30
+
+    def prompt_ms(self, tokens: int, context_tokens: int) -> float:
+        """Marginal time of prefilling ``tokens`` from ``context_tokens`` on, without step bases."""
+        return tokens * (
+            self.prefill_ms + self.attend_ms * (context_tokens + 0.5 * tokens)
+        )
+
+
+class FitError(NamedTuple):
+    """Relative error of a fit over the steps it was made from."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """A fitted model with where it came from."""
+
+    model: LatencyModel
+    error: FitError
+    num_steps: int
+    hardware: str
+    model_name: str
+    versions: dict[str, str]
+    source: str
+
+    def to_json(self) -> str:
+        body = asdict(self) | {"model": self.model._asdict(), "error": self.error._asdict()}
+        return json.dumps(body, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> LatencyProfile:
+        body = json.loads(text)
+        body["model"] = LatencyModel(**body["model"])
+        body["error"] = FitError(**body["error"])
+        return LatencyProfile(**body)
+
+    @staticmethod
+    def load(path: Path = DEFAULT_PROFILE) -> LatencyProfile:
+        return LatencyProfile.from_json(path.read_text())
+
+
+def fit(shapes: Sequence[StepShape], step_ms: Sequence[float]) -> tuple[LatencyModel, FitError]:
+    """Least squares with weight 1/sqrt(time), coefficients kept non-negative.
+
+    The weight stands between absolute error (long prefill steps rule) and relative error (short
+    decode steps rule). A coefficient that would go negative is set to zero and the rest refitted.
+    """
+    features = np.array([(1.0, *shape) for shape in shapes], dtype=float)
+    measured = np.asarray(step_ms, dtype=float)
+    if len(measured) < features.shape[1]:
+        raise ValueError(f"{len(measured)} steps cannot fit {features.shape[1]} coefficients")
+    coefficients = _non_negative(features, measured, 1.0 / np.sqrt(measured))
+    relative = np.abs(features @ coefficients - measured) / measured
+    p50, p90, p99 = (float(value) for value in np.percentile(relative, [50, 90, 99]))
+    return LatencyModel(*(float(c) for c in coefficients)), FitError(p50, p90, p99)
+
+
+def _non_negative(
+    features: NDArray[np.float64], measured: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    active = np.abs(features).max(axis=0) > 0.0
+    while True:
+        columns = features[:, active] * weights[:, None]
+        scale = np.linalg.norm(columns, axis=0)
+        solved, *_ = np.linalg.lstsq(columns / scale, measured * weights, rcond=None)
+        if (solved >= 0.0).all():
+            coefficients = np.zeros(features.shape[1])
+            coefficients[active] = solved / scale
+            return coefficients
+        active[np.flatnonzero(active)[int(np.argmin(solved))]] = False
+
+
+# Features are divided by these before the recursion, so that its matrix stays well conditioned.
+_SCALE = np.array([1.0, 64.0, 65536.0, 1024.0, 1048576.0])
+
+
+class OnlineLatencyModel:
+    """Recursive least squares with forgetting, clipped, around a profiled prior.
+
+    Invariant: coefficients stay within ``bounds`` times the prior, and one outlier (a hiccup of
+    the host) moves the model no more than a step ``clip`` times the usual error would.
+    """
+
+    def __init__(
+        self,
+        prior: LatencyModel,
+        *,
+        forgetting: float = 0.999,
+        prior_weight: float = 50.0,
+        clip: float = 4.0,
+        bounds: tuple[float, float] = (0.2, 5.0),
+    ) -> None:
+        self.model = prior
+        self.error = 0.05  # running mean of the relative error
+        self._forgetting = forgetting
+        self._clip = clip
+        self._theta = np.array(prior) * _SCALE
+        floor = max(prior.base_ms, 1e-3) * 1e-3
+        self._low = self._theta * bounds[0]
+        self._high = np.maximum(self._theta * bounds[1], floor)
+        # Uncertainty of each coefficient in proportion to its own size: all can move alike.
+        self._initial = np.diag(np.maximum(self._theta, floor) ** 2) / prior_weight
+        self._covariance = self._initial.copy()
+
+    def observe(self, shape: StepShape, measured_ms: float) -> float:
+        """Learn from one measured step; returns its relative error before learning."""
+        predicted = self.model.step_ms(shape)
+        relative = (measured_ms - predicted) / max(predicted, 1e-6)
+        limit = max(self._clip * self.error, 0.02)
+        clipped = min(limit, max(-limit, relative))
+        # Clipped here too: else one hiccup would widen the band for the next.
+        self.error += 0.02 * (abs(clipped) - self.error)
+        self._update(shape, clipped)
+        return relative
+
+    def _update(self, shape: StepShape, relative: float) -> None:
+        # Normalised by the predicted time, so that the recursion minimises relative error.
+        features = np.array((1.0, *shape)) / _SCALE / max(self.model.step_ms(shape), 1e-6)
+        direction = self._covariance @ features
+        gain = direction / (self._forgetting + float(features @ direction))
+        self._theta = np.clip(self._theta + gain * relative, self._low, self._high)
+        covariance = (self._covariance - np.outer(gain, direction)) / self._forgetting
+        # Directions that are not excited must not grow without end.
+        if np.trace(covariance / self._initial.diagonal()) <= 5.0 * len(covariance):
+            self._covariance = covariance
+        self.model = LatencyModel(*(self._theta / _SCALE).tolist())
