@@ -1,0 +1,1 @@
+"""Pinned requirement files: how they are made and how they are checked."""
