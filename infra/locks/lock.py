@@ -18,7 +18,7 @@ class Pin:
     marker: str = ""
 
     def __str__(self) -> str:
-        suffix = f' ; {self.marker}' if self.marker else ""
+        suffix = f" ; {self.marker}" if self.marker else ""
         return f"{self.name}=={self.version}{suffix}"
 
 

@@ -1,0 +1,5 @@
+"""NATS as part of the product: a server started beside the services."""
+
+from infra.nats.server import EmbeddedNats, NatsServerError
+
+__all__ = ["EmbeddedNats", "NatsServerError"]
