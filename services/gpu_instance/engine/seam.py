@@ -1,9 +1,9 @@
 """The engine seam: what an instance's actor asks of an engine, and what the engine tells it.
 
-Two implementations: ``vllm_engine.VllmEngine`` and ``simulated.SimulatedEngine``. The actor lives on
-its event loop; an engine may live on a thread of its own. Calls into the engine are queued to it and
-never block (``start`` does); calls back come from the engine's thread, and ``EngineEvents`` has to
-hand them over to the loop.
+Two implementations: ``vllm_engine.VllmEngine`` and ``simulated.SimulatedEngine``. The actor lives
+on its event loop; an engine may live on a thread of its own. Calls into the engine are queued to it
+and never block (``start`` and ``stop`` do); calls back come from the engine's thread, and
+``EngineEvents`` has to hand them over to the loop.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class EngineInfo:
 class Emission:
     """What one step produced for one segment.
 
-    A segment's last emission has a ``finish_reason``, ``reached_cut`` or a ``failure``; after it the
-    engine says nothing more of that (request_id, epoch). Alpha at the cut: ``reached_cut`` and no
-    finish reason; it may carry no token (cut inside the prompt).
+    A segment's last emission has a ``finish_reason``, ``reached_cut`` or a ``failure``; after it
+    the engine says nothing more of that (request_id, epoch). Alpha at the cut: ``reached_cut`` and
+    no finish reason; it may carry no token (cut inside the prompt).
     """
 
     request_id: str
@@ -152,7 +152,7 @@ class Engine(Protocol):
         """Run a segment; what is wrong with it comes back as an emission with a failure."""
 
     def cancel(self, request_id: str, epoch: int, reason: str) -> None:
-        """Drop the request's segments up to and including ``epoch``; frees at once, emits nothing."""
+        """Drop the request's segments up to and including ``epoch``: free at once, say nothing."""
 
     def continue_with(self, continuation: Continuation) -> None:
         """Beta: the tokens alpha made, or (``ended``) that there is nothing to go on with."""

@@ -1,0 +1,75 @@
+"""Settings of one GPU instance: flags, then ``DYNASERVE_INSTANCE_*``, then defaults."""
+
+import socket
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
+
+from services.gpu_instance.engine.seam import EngineName
+from shared.schemas.message import InstanceId
+from shared.schemas.registry import InstanceRole
+
+
+def host_identity() -> str:
+    """Equal for processes that share memory: the kernel's boot id and the name of the host."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot_id = boot.read_text().strip()[:8] if boot.exists() else "unknown"
+    return f"{socket.gethostname()}-{boot_id}"
+
+
+class InstanceSettings(BaseSettings):
+    """One instance. Flags that are not of this class go to the engine, in ``engine_args``."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="DYNASERVE_INSTANCE_",
+        extra="forbid",
+        cli_prog_name="dynaserve instance",
+        cli_kebab_case=True,
+        cli_ignore_unknown_args=True,
+    )
+
+    nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
+    pool: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="pools on one server do not see each other",
+    )
+    id: InstanceId = Field(
+        default_factory=lambda: f"i-{uuid.uuid4().hex[:8]}", description="name of this instance"
+    )
+    model: CliPositionalArg[str] = Field(default="", description="folder or hub name of the model")
+    engine: EngineName = Field(default="vllm", description="vllm, or simulated for scale tests")
+    role: InstanceRole = Field(
+        default="any", description="static role, used by the policy 'disaggregated' alone"
+    )
+    host_id: str = Field(
+        default_factory=host_identity, description="equal for instances that share memory"
+    )
+    kv_host: str = Field(
+        default="127.0.0.1", description="address under which other instances reach the KV port"
+    )
+    engine_args: CliUnknownArgs = Field(
+        default=[], description="every other flag goes to the engine as it is"
+    )
+    max_segments: int = Field(
+        default=1024, gt=0, description="segments alive at once; more are refused"
+    )
+    drain_s: float = Field(
+        default=30.0, gt=0, description="how long running segments may go on after SIGTERM"
+    )
+    telemetry_interval_s: float = Field(
+        default=0.05, ge=0.05, description="load reports are this far apart at least"
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
+    )
+    log_level: str = Field(default="INFO", description="level of the log")
+
+
+def read_settings(arguments: Sequence[str]) -> InstanceSettings:
+    """Settings from flags, environment and defaults; exits with usage on a wrong flag."""
+    return InstanceSettings(_cli_parse_args=list(arguments))

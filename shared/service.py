@@ -1,0 +1,63 @@
+"""From settings to a running actor: log, metrics, bus, signals. The same for every service."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from shared.actor import Actor
+from shared.bus import Bus
+from shared.bus_nats import NatsBus
+from shared.errors import DynaServeError
+from shared.telemetry import expose_metrics
+
+log = logging.getLogger("dynaserve.service")
+
+
+class ServiceSettings(Protocol):
+    """What the settings of every service have in common."""
+
+    @property
+    def nats(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def metrics_port(self) -> int | None: ...
+    @property
+    def log_level(self) -> str: ...
+
+
+def run_service(name: str, settings: ServiceSettings, build: Callable[[Bus], Actor]) -> None:
+    """Run the actor that ``build`` makes until SIGTERM or SIGINT.
+
+    Exits with status 1 and one line when an error of ours ended it; others keep their traceback.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s {settings.id} %(name)s: %(message)s",
+    )
+    if settings.metrics_port is not None:
+        port = expose_metrics(name, settings.id, settings.metrics_port)
+        log.info("metrics at http://127.0.0.1:%d/metrics", port)
+    try:
+        asyncio.run(_run(name, settings, build))
+    except DynaServeError as error:
+        raise SystemExit(f"{name} {settings.id}: {error}") from error
+    except BaseExceptionGroup as group:
+        ours, others = group.split(DynaServeError)
+        if ours is None or others is not None:
+            raise
+        raise SystemExit(f"{name} {settings.id}: {_first(ours)}") from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+async def _run(name: str, settings: ServiceSettings, build: Callable[[Bus], Actor]) -> None:
+    bus = await NatsBus.connect(settings.nats, f"dynaserve.{name}.{settings.id}")
+    try:
+        await build(bus).run_until_signal()
+    finally:
+        await bus.close()
