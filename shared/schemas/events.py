@@ -16,6 +16,7 @@ class RequestRecord(Message):
     kind: Literal["request"] = "request"
     request_id: str
     gateway_id: str
+    http_request_id: str = Field(default="", description="X-Request-Id of the HTTP request")
     arrival_at_s: float
     num_prompt_tokens: int
     num_output_tokens: int

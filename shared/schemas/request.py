@@ -35,3 +35,7 @@ class GenerationRequest(Part):
     slo: Slo
     splittable: bool = Field(default=True, description="False: must run on one instance")
     trace_headers: dict[str, str] | None = None
+    reasoning_ended: bool | None = Field(
+        default=None, description="structured output: the prompt already ends the reasoning"
+    )
+    reasoning_parser_kwargs: dict[str, JsonValue] | None = None
