@@ -77,7 +77,13 @@ class PoolRegistry:
         self._records: dict[str, Record] = {}
         self._loaded = asyncio.Event()
         self._changed = asyncio.Condition()
+        self._heard_s = 0.0
         self.num_refused = 0
+
+    @property
+    def silent_s(self) -> float:
+        """Since the bucket last said anything; records are renewed all the time while it is there."""
+        return asyncio.get_running_loop().time() - self._heard_s
 
     @property
     def instances(self) -> dict[str, InstanceRecord]:
@@ -107,6 +113,7 @@ class PoolRegistry:
         records = await self._bus.records(self._subjects.registry_bucket, RECORD_TTL_S)
         seen: set[str] = set()
         async for key, data in records.watch():
+            self._heard_s = asyncio.get_running_loop().time()
             if not key:
                 self._forget_all_but(seen)
                 seen = set()

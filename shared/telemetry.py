@@ -30,17 +30,23 @@ def histogram(name: str, description: str, buckets: list[float], unit: str = "s"
     )
 
 
-def expose_metrics(service: str, instance_id: str, port: int, host: str = "127.0.0.1") -> int:
-    """Serve this process's metrics at ``http://host:port/metrics``; 0 picks a port, returned."""
+def collect_metrics(service: str, instance_id: str) -> None:
+    """Show this process's metrics in prometheus_client's default registry."""
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.resources import Resource
-    from prometheus_client import start_http_server
 
     reader = PrometheusMetricReader(scope_info_enabled=False)
     resource = Resource.create(
         {"service.name": f"dynaserve.{service}", "service.instance.id": instance_id}
     )
     metrics.set_meter_provider(MeterProvider(metric_readers=[reader], resource=resource))
+
+
+def expose_metrics(service: str, instance_id: str, port: int, host: str = "127.0.0.1") -> int:
+    """Serve this process's metrics at ``http://host:port/metrics``; 0 picks a port, returned."""
+    from prometheus_client import start_http_server
+
+    collect_metrics(service, instance_id)
     server, _thread = start_http_server(port, addr=host)
     return int(server.server_port)
