@@ -1,0 +1,1 @@
+"""KV hand-over between instances: data plane, coordinator, vLLM connector."""

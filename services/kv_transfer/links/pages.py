@@ -1,0 +1,88 @@
+"""The KV cache of one worker as rows of bytes: whole blocks out (gather) and in (scatter)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Fence = Callable[[], None]
+Bytes = npt.NDArray[np.uint8]
+
+
+def passed() -> None:
+    """The fence of work that is already done."""
+
+
+class KvPages(Protocol):
+    """What the port needs of a KV cache. ``gather`` runs on the engine's thread and must not wait
+    for the device: what it started is done once the fence it returns has returned, and the link's
+    thread calls that. ``scatter`` runs on a link's thread and returns when the rows are written."""
+
+    num_layers: int
+    num_blocks: int
+    block_bytes: int
+
+    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence: ...
+
+    def scatter(self, layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None: ...
+
+
+class HostPages:
+    """KV cache in host memory."""
+
+    def __init__(self, layers: Sequence[torch.Tensor]) -> None:
+        check_layers(layers)
+        self._layers = list(layers)
+        # Plain index_copy_ of bytes goes one byte at a time (1.2 GB/s); NumPy copies whole rows.
+        self._rows: list[Bytes] = [layer.numpy() for layer in layers]
+        self.num_layers = len(layers)
+        self.num_blocks, self.block_bytes = layers[0].shape
+
+    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence:
+        index = torch.tensor(block_ids, dtype=torch.int64)
+        for layer, rows in zip(self._layers, out, strict=True):
+            torch.index_select(layer, 0, index, out=rows)
+        return passed
+
+    def scatter(self, layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
+        self._rows[layer][np.asarray(block_ids, dtype=np.int64)] = rows.numpy()
+
+
+def check_layers(layers: Sequence[torch.Tensor]) -> None:
+    """Raise unless all layers are equal uint8 matrices with dense rows."""
+    if not layers:
+        raise ValueError("no KV layers")
+    shape = layers[0].shape
+    for i, layer in enumerate(layers):
+        if layer.dtype != torch.uint8 or layer.dim() != 2 or layer.stride(1) != 1:
+            raise ValueError(f"layer {i}: want a uint8 matrix with dense rows")
+        if layer.shape != shape:
+            raise ValueError(f"layer {i} is {tuple(layer.shape)}, layer 0 {tuple(shape)}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a chunk [num_layers, n, block_bytes]: some rows of a run of layers. It is dense in
+    the chunk: either whole layers, or rows of one layer."""
+
+    layer: int
+    num_layers: int
+    row: int
+    num_rows: int
+
+
+def cut_chunk(num_layers: int, num_rows: int, block_bytes: int, limit: int) -> Iterator[Span]:
+    """Spans in the chunk's byte order, each at most ``limit`` bytes or one block."""
+    layer_bytes = num_rows * block_bytes
+    if layer_bytes <= limit:
+        step = limit // layer_bytes
+        for layer in range(0, num_layers, step):
+            yield Span(layer, min(step, num_layers - layer), 0, num_rows)
+        return
+    step = max(1, limit // block_bytes)
+    for layer in range(num_layers):
+        for row in range(0, num_rows, step):
+            yield Span(layer, 1, row, min(step, num_rows - row))
