@@ -1,0 +1,52 @@
+"""Predictions the policies share: how fast an instance prefills, when a prompt would be done."""
+
+from __future__ import annotations
+
+from services.global_sched.policy.views import InstanceView, PoolView, RequestView
+
+# Steps without decodes run about this long (see BatcherSettings.free_step_ms).
+FREE_STEP_MS = 160.0
+TYPICAL_CONTEXT_TOKENS = 1024
+MIN_TOKENS_PER_MS = 0.05
+
+
+def decode_ms(view: InstanceView) -> float:
+    """Marginal step time of everything that decodes, or soon will decode, on the instance."""
+    model = view.model
+    return model.decode_ms * (view.num_decodes + view.pending_decodes) + model.context_ms * (
+        view.decode_context_tokens + view.pending_decode_context_tokens
+    )
+
+
+def request_decode_ms(view: InstanceView, request: RequestView) -> float:
+    """Marginal step time of the request once it decodes, at half of its expected output."""
+    context = request.num_prompt_tokens + 0.5 * request.length.mean
+    return view.model.decode_ms + view.model.context_ms * context
+
+
+def prefill_tokens_per_ms(view: InstanceView, slo_tbt_s: float) -> float:
+    """Prefill speed: whole steps when nothing decodes, else what decodes leave of the SLO."""
+    model = view.model
+    per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
+    if view.static_tokens is not None:
+        tokens = float(max(view.static_tokens - view.num_decodes, 1))
+        step = model.decode_step_ms(view.num_decodes, view.decode_context_tokens)
+        return tokens / (step + per_token * tokens)
+    if view.num_decodes == 0:
+        tokens = min(view.max_num_batched_tokens, (FREE_STEP_MS - model.base_ms) / per_token)
+        return tokens / (model.base_ms + per_token * tokens)
+    step_ms = 1e3 * slo_tbt_s
+    room = step_ms - model.decode_step_ms(view.num_decodes, view.decode_context_tokens)
+    return max(room / per_token / step_ms, MIN_TOKENS_PER_MS)
+
+
+def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:
+    """Exposed transfer time: all but the last chunk moved while alpha was still computing."""
+    tail = min(tokens, view.max_num_batched_tokens)
+    return pool.handoff_latency_s + tail * pool.kv_bytes_per_token / view.link_bytes_per_s
+
+
+def uncached_tokens(request: RequestView, instance_id: str) -> int:
+    """Prompt tokens the instance must compute; the last one always is."""
+    cached = request.cached_tokens.get(instance_id, 0)
+    return max(request.num_prompt_tokens - cached, 1)

@@ -1,0 +1,127 @@
+"""What a split policy sees and says: frozen views of a request and of the pool, and a decision.
+
+Times are seconds unless the name says milliseconds; sizes are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from shared.latency_model import LatencyModel
+
+Role = Literal["any", "prefill", "decode"]
+CutKind = Literal["unsplit", "cut"]
+
+
+class LengthQuantiles(NamedTuple):
+    """Predicted output tokens of a request, already bounded by its max_tokens."""
+
+    p10: float
+    p50: float
+    p90: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """One request to place."""
+
+    request_id: str
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    length: LengthQuantiles
+    slo_ttft_s: float
+    slo_tbt_s: float
+    traffic_class: str = "default"
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Prompt tokens an instance already holds, by instance id; absent means none."""
+
+    @property
+    def max_cut(self) -> int:
+        """The last legal cut: beta computes at least one position and emits a token."""
+        return self.num_prompt_tokens + self.max_tokens - 2
+
+
+class InstanceView(NamedTuple):
+    """One instance: what it reported plus what was placed on it since."""
+
+    instance_id: str
+    model: LatencyModel
+    role: Role = "any"
+    num_decodes: int = 0
+    decode_context_tokens: int = 0
+    outstanding_prefill_tokens: int = 0
+    pending_decodes: int = 0
+    """Requests that will decode here but are still being prefilled, here or elsewhere."""
+    pending_decode_context_tokens: int = 0
+    kv_free_tokens: int = 1 << 30
+    kv_capacity_tokens: int = 1 << 30
+    max_num_batched_tokens: int = 8192
+    static_tokens: int | None = None
+    """N when the batcher runs in mode 'static:N'."""
+    slo_headroom: float = 1.0
+    link_bytes_per_s: float = 270e9
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """Every instance that takes work, and what holds for the whole pool."""
+
+    now_s: float
+    instances: tuple[InstanceView, ...]
+    kv_bytes_per_token: int = 196_608
+    handoff_latency_s: float = 1e-3
+    unsplit_classes: frozenset[str] = frozenset()
+    """Traffic classes for which the guard has turned splitting off."""
+
+
+class Prediction(NamedTuple):
+    """What the policy expects of one way to run the request."""
+
+    ttft_s: float
+    tbt_s: float
+    cost: float
+
+
+class Candidate(NamedTuple):
+    """One way to run the request."""
+
+    alpha_id: str
+    beta_id: str | None
+    cut: int | None
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where the request runs, why, and every candidate that was weighed."""
+
+    kind: CutKind
+    alpha_id: str
+    beta_id: str | None
+    cut: int | None
+    chosen: Prediction
+    unsplit: Prediction | None
+    disaggregated: Prediction | None
+    candidates: tuple[Candidate, ...]
+    reason: str
+    control_group: bool = False
+    decode_holders: tuple[str, ...] = ()
+
+    @property
+    def decode_id(self) -> str:
+        """The instance that runs the last decode steps."""
+        return self.beta_id or self.alpha_id
+
+
+class SplitPolicy(Protocol):
+    """Places requests. Pure: the same views give the same decision."""
+
+    def place(self, request: RequestView, pool: PoolView) -> Decision: ...
+
+
+class NoInstance(Exception):
+    """The pool holds no instance that could take the request."""

@@ -1,0 +1,190 @@
+"""The SLO batcher: how many tokens the next engine step may hold, and who goes first.
+
+Pure: no engine, no clock. The engine's scheduler calls it once per step, in this order:
+
+1.  Count what runs: ``num_decodes`` (requests with one token to compute), the sum of their
+    contexts, and ``slack_ms``: the smallest over decodes of (TBT SLO - time since its last
+    token). A step starts when the last one ended, so this is the tightest SLO itself except for a
+    decode that just arrived by handoff or sat out a step. A decode that is already past its SLO
+    does not count (it yields): its slack is left out. Use ``math.inf`` when nothing decodes.
+2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
+    their deadline, earliest deadline first; then the lost ones, oldest first. When ``lost_turn``
+    is true the oldest lost prompt goes before all others, so none starves.
+3.  ``plan(StepLoad(...))`` gives ``token_budget``: decodes plus prefill tokens of this step.
+    ``StepLoad.prompts`` yields (tokens to compute, tokens already computed) in that order and is
+    read only as far as the step can reach. Decodes go first and always fit; the rest goes to the
+    prompts in their order. With vLLM: set ``max_num_scheduled_tokens = plan.token_budget`` and
+    sort ``running`` so that decodes lead, then prompts by rank; sort ``waiting`` likewise.
+4.  After the step call ``observe(plan, shape, measured_ms)`` with what was really computed.
+
+``slo`` mode: the largest budget whose predicted time fits the slack; without decodes a long step.
+``static:N`` mode: N tokens whatever happens, which is what vLLM does by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shared.latency_model import LatencyModel, OnlineLatencyModel, StepShape
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSettings:
+    """Limits of the batcher. Token counts and milliseconds."""
+
+    max_num_batched_tokens: int = 8192
+    min_prefill_tokens: int = 16
+    """Some prompt gets at least this much every ``lost_every``-th step, however tight the slack.
+
+    In the other steps a prompt waits when the decodes alone fill the slack: it would join them and
+    push every one of them over its SLO, while its own TTFT can still wait.
+    """
+    free_step_ms: float = 160.0
+    """Length of a step in which nothing decodes: long enough to spread the step's base cost."""
+    lost_every: int = 16
+    """One step in so many may lead with a prompt whose deadline is already lost."""
+    spike_floor: float = 0.4
+    spike_recovery: float = 0.05
+    margin_quantile: float = 0.995
+    max_margin: float = 0.3
+
+
+class StepLoad(NamedTuple):
+    """What the next step could compute."""
+
+    num_decodes: int
+    decode_context_tokens: int
+    slack_ms: float
+    prompts: Iterable[tuple[int, int]] = ()
+    """(tokens to compute, tokens already computed) of each prompt, in the order of service."""
+
+
+class StepPlan(NamedTuple):
+    """What the next step may compute."""
+
+    token_budget: int
+    limit_ms: float
+    """The time the step was sized for (``math.inf`` in static mode and without decodes)."""
+
+
+class PromptView(NamedTuple):
+    """A prompt that waits or is partly computed."""
+
+    arrival_s: float
+    deadline_s: float
+    remaining_tokens: int
+
+
+def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float) -> bool:
+    """True when the prompt misses its deadline even if it is computed alone from now on."""
+    return now_s + prompt.remaining_tokens / tokens_per_s > prompt.deadline_s
+
+
+def prompt_rank(prompt: PromptView, now_s: float, tokens_per_s: float) -> tuple[bool, float]:
+    """Sort key, smallest first: who can still make it by deadline, then the lost by age."""
+    if is_lost(prompt, now_s, tokens_per_s):
+        return (True, prompt.arrival_s)
+    return (False, prompt.deadline_s)
+
+
+class Batcher:
+    """Sizes engine steps. Invariant: every decode fits, and a waiting prompt always progresses.
+
+    Three corrections act together: the latency model follows the measured steps; a margin follows
+    the upper quantile of its remaining error; and a step over its limit shrinks the following ones
+    at once, an effect that wears off step by step.
+    """
+
+    def __init__(
+        self,
+        model: LatencyModel,
+        settings: BatcherSettings | None = None,
+        mode: str = "slo",
+        initial_margin: float = 0.05,
+    ) -> None:
+        self.settings = settings or BatcherSettings()
+        self.online = OnlineLatencyModel(model)
+        self.margin = initial_margin
+        self.relief = 1.0
+        self.step_index = 0
+        self.set_mode(mode)
+
+    def set_mode(self, mode: str) -> None:
+        self.static_tokens = parse_mode(mode)
+        self.mode = mode
+
+    @property
+    def model(self) -> LatencyModel:
+        return self.online.model
+
+    @property
+    def lost_turn(self) -> bool:
+        """True when a prompt whose deadline is lost, if there is one, leads the coming step."""
+        return (self.step_index + 1) % self.settings.lost_every == 0
+
+    def plan(self, load: StepLoad) -> StepPlan:
+        lost_turn = self.lost_turn
+        self.step_index += 1
+        if self.static_tokens is not None:
+            return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
+        settings = self.settings
+        if load.num_decodes == 0:
+            return StepPlan(self._prefill_tokens(settings.free_step_ms, load), math.inf)
+        limit_ms = load.slack_ms * self.relief / (1.0 + self.margin)
+        prefill = self._prefill_tokens(limit_ms, load)
+        if lost_turn:
+            prefill = max(prefill, settings.min_prefill_tokens)
+        return StepPlan(load.num_decodes + prefill, limit_ms)
+
+    def _prefill_tokens(self, limit_ms: float, load: StepLoad) -> int:
+        """Tokens of the prompts, taken in order, that fit the limit beside the decodes."""
+        model = self.online.model
+        room_ms = limit_ms - model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        left = max(self.settings.max_num_batched_tokens - load.num_decodes, 0)
+        total = 0
+        for tokens, context in load.prompts:
+            fits = min(tokens, left, model.prefill_tokens_in(room_ms, context))
+            total += fits
+            left -= fits
+            if fits < tokens:
+                break
+            room_ms -= model.prompt_ms(fits, context)
+        return total
+
+    def observe(self, plan: StepPlan, shape: StepShape, measured_ms: float) -> None:
+        """Learn from the step just run."""
+        error = self.online.observe(shape, measured_ms)
+        self._adapt_margin(error)
+        limit_ms = plan.limit_ms * (1.0 + self.margin)
+        if measured_ms > limit_ms > 0.0:
+            shrunk = self.relief * limit_ms / measured_ms
+            self.relief = max(self.settings.spike_floor, shrunk)
+        else:
+            self.relief += self.settings.spike_recovery * (1.0 - self.relief)
+
+    def _adapt_margin(self, error: float) -> None:
+        """Stochastic approximation of the error's upper quantile."""
+        quantile = self.settings.margin_quantile
+        self.margin += 0.02 * (quantile if error > self.margin else quantile - 1.0)
+        self.margin = min(self.settings.max_margin, max(0.0, self.margin))
+
+
+def parse_mode(mode: str) -> int | None:
+    """Tokens of 'static:N', None for 'slo'."""
+    if mode == "slo":
+        return None
+    kind, _, tokens = mode.partition(":")
+    if kind != "static" or not tokens.isdigit() or int(tokens) < 1:
+        raise ValueError(f"batcher mode must be 'slo' or 'static:N', not {mode!r}")
+    return int(tokens)
+
+
+def prefill_tokens_per_s(
+    model: LatencyModel, num_decodes: int, decode_context_tokens: int, limit_ms: float
+) -> float:
+    """Prefill speed of an instance whose steps last ``limit_ms`` and decode first."""
+    room_ms = limit_ms - model.decode_step_ms(num_decodes, decode_context_tokens)
+    return max(1e3 * model.prefill_tokens_in(room_ms, 1024) / limit_ms, 1.0)
