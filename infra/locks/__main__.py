@@ -17,7 +17,7 @@ NEWER_PYTHONS = {"six": Pin("six", Version("1.17.0"), 'python_version > "3.11"')
 
 def installed_pins() -> dict[str, Pin]:
     """What is installed here, by canonical name."""
-    pins = {}
+    pins: dict[str, Pin] = {}
     for found in distributions():
         name = canonicalize_name(found.metadata["Name"])
         pins[name] = Pin(name, Version(found.version))

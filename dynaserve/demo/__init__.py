@@ -1,0 +1,1 @@
+"""The parts of the built-in demo model: its words, tokenizer, weights and folder."""
