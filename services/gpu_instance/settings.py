@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
 
 from services.gpu_instance.engine.seam import EngineName
+from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId
 from shared.schemas.registry import InstanceRole
 
@@ -51,6 +52,20 @@ class InstanceSettings(BaseSettings):
     )
     kv_host: str = Field(
         default="127.0.0.1", description="address under which other instances reach the KV port"
+    )
+    transports: tuple[Transport, ...] = Field(
+        default=("shm", "tcp"), description="ways to move KV that this instance offers"
+    )
+    kv_staging_mib: int = Field(
+        default=256, gt=0, description="bound of the memory for KV on its way out, MiB"
+    )
+    batcher: str = Field(
+        default="slo",
+        pattern=r"^(slo|static:[1-9][0-9]*)$",
+        description="slo, or static:N for vLLM's own behaviour with N batched tokens",
+    )
+    latency_profile: Path | None = Field(
+        default=None, description="JSON of `dynaserve profile`; unset: the shipped one"
     )
     engine_args: CliUnknownArgs = Field(
         default=[], description="every other flag goes to the engine as it is"

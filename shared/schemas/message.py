@@ -15,6 +15,14 @@ InstanceId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 PackedTokens = bytes
 """Token ids as little-endian uint32; base64 in JSON. 4 bytes a token, no parsing on the way."""
 
+WIRE = ConfigDict(
+    frozen=True,
+    extra="forbid",
+    ser_json_bytes="base64",
+    val_json_bytes="base64",
+    ser_json_inf_nan="constants",  # log-probabilities may be -inf
+)
+
 
 class Message(BaseModel):
     """Base of all bus messages: immutable, closed, versioned.
@@ -22,9 +30,7 @@ class Message(BaseModel):
     Subclasses add ``kind: Literal["..."]``, which tells messages on one subject apart.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
-    )
+    model_config = WIRE
 
     v: Literal[1] = PROTOCOL_VERSION
 
@@ -32,9 +38,7 @@ class Message(BaseModel):
 class Part(BaseModel):
     """A frozen piece inside a message; has no version or kind of its own."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
-    )
+    model_config = WIRE
 
 
 def pack_tokens(token_ids: Sequence[int]) -> PackedTokens:

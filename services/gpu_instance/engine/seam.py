@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from shared.schemas.handoff import HandoffAbort, HandoffPhase, HandoffStart, Side, Transport
+from shared.kv_seam import HandoffSignal as HandoffSignal
+from shared.schemas.handoff import HandoffAbort, HandoffStart, Transport
 from shared.schemas.registry import Geometry, LatencyCoefficients
 from shared.schemas.segment import Continuation, Role, Segment, SetBatcher
 from shared.schemas.telemetry import LinkLoad
@@ -102,21 +103,6 @@ class StepOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class HandoffSignal:
-    """What happened to this engine's side of a handoff; becomes a ``HandoffEvent``."""
-
-    handoff_id: str
-    request_id: str
-    epoch: int
-    side: Side
-    phase: HandoffPhase
-    num_bytes: int = 0
-    transfer_s: float = 0.0
-    exposed_s: float = 0.0
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class EngineHoldings:
     """What the engine holds right now; the engine's part of ``EngineAccounts``."""
 
@@ -152,16 +138,25 @@ class Engine(Protocol):
         """Run a segment; what is wrong with it comes back as an emission with a failure."""
 
     def cancel(self, request_id: str, epoch: int, reason: str) -> None:
-        """Drop the request's segments up to and including ``epoch``: free at once, say nothing."""
+        """Drop the request's segments up to and including ``epoch``: free at once, emit nothing.
+
+        A handoff it was part of is signalled 'cancelled'.
+        """
 
     def continue_with(self, continuation: Continuation) -> None:
-        """Beta: the tokens alpha made, or (``ended``) that there is nothing to go on with."""
+        """Beta: the tokens alpha made, or (``ended``) that there is nothing to go on with.
+
+        May come before its segment. ``ended`` drops the segment, which emits nothing.
+        """
 
     def start_handoff(self, start: HandoffStart) -> None:
         """Both sides: the link to use. May come before its segment."""
 
     def abort_handoff(self, abort: HandoffAbort) -> None:
-        """Free what is held for the handoff; beta recomputes if it can."""
+        """Free what is held for the handoff and signal it; beta recomputes if it can.
+
+        Alpha goes on to the cut: beta may need its tokens.
+        """
 
     def set_batcher(self, mode: SetBatcher) -> None:
         """Switch the local batcher from the next step on."""

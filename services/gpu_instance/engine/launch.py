@@ -1,0 +1,120 @@
+"""From an instance's settings to vLLM's configuration, and what the engine turned out to be."""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import torch
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.version import __version__ as vllm_version
+
+from services.gpu_instance.engine.seam import EngineInfo
+from services.gpu_instance.settings import InstanceSettings
+from shared.errors import InvalidRequest
+from shared.kv_seam import KvScheduler
+from shared.schemas.handoff import Transport
+from shared.schemas.registry import Geometry
+
+CONNECTOR_MODULE = "services.kv_transfer.connector.connector"
+SCHEDULERS = "services.gpu_instance.engine.slo_scheduler"
+
+
+def vllm_config(settings: InstanceSettings) -> VllmConfig:
+    """The configuration of this instance's engine; vLLM's flags mean what they mean there.
+
+    Raises InvalidRequest for flags that vLLM does not know or that this engine replaces.
+    """
+    args = _engine_args(settings)
+    for flag in ("kv_transfer_config", "scheduler_cls"):
+        if getattr(args, flag):
+            raise InvalidRequest(f"--{flag.replace('_', '-')} is set by the instance itself", flag)
+    args.kv_transfer_config = KVTransferConfig(
+        kv_connector="DynaServeConnector",
+        kv_connector_module_path=CONNECTOR_MODULE,
+        kv_role="kv_both",
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={
+            "host": settings.kv_host,
+            "host_id": settings.host_id,
+            "staging_bytes": settings.kv_staging_mib * 2**20,
+            "transports": list(settings.transports),
+        },
+    )
+    args.additional_config = {
+        **args.additional_config,
+        "dynaserve_batcher": settings.batcher,
+        "dynaserve_latency_profile": (
+            settings.latency_profile.read_text() if settings.latency_profile else None
+        ),
+    }
+    if not torch.cuda.is_available() and args.tensor_parallel_size == 1:
+        # The worker lives in this process: one process less, and a start twice as fast.
+        args.distributed_executor_backend = args.distributed_executor_backend or "uni"
+        args.enforce_eager = True
+    config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    mode = "SloAsyncScheduler" if config.scheduler_config.async_scheduling else "SloScheduler"
+    config.scheduler_config.scheduler_cls = f"{SCHEDULERS}.{mode}"
+    return config
+
+
+def _engine_args(settings: InstanceSettings) -> AsyncEngineArgs:
+    parser = FlexibleArgumentParser(prog="dynaserve instance", exit_on_error=False)
+    parser = AsyncEngineArgs.add_cli_args(parser)
+    parsed, unknown = parser.parse_known_args(list(settings.engine_args))
+    if unknown:
+        raise InvalidRequest(f"neither vLLM nor this instance knows {' '.join(unknown)}")
+    parsed.model = settings.model
+    return AsyncEngineArgs.from_cli_args(parsed)
+
+
+def model_hash(config: VllmConfig) -> str:
+    """Equal for the same architecture and the same name of weights."""
+    model = config.model_config
+    shape: dict[str, Any] = {
+        key: value
+        for key, value in model.hf_config.to_dict().items()
+        if key not in ("transformers_version", "_name_or_path")
+    }
+    text = json.dumps(shape, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def engine_info(config: VllmConfig, tasks: tuple[str, ...], kv: KvScheduler) -> EngineInfo:
+    """What goes into the registry."""
+    num_layers, block_bytes, layout = kv.kv_geometry
+    model, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
+    transports: list[Transport] = config.kv_transfer_config.kv_connector_extra_config["transports"]
+    served = model.served_model_name or model.model
+    return EngineInfo(
+        geometry=Geometry(
+            model=served if isinstance(served, str) else served[0],
+            model_hash=model_hash(config),
+            dtype=str(model.dtype).removeprefix("torch."),
+            kv_dtype=str(cache.cache_dtype),
+            block_size=cache.block_size,
+            num_layers=num_layers,
+            block_bytes=block_bytes,
+            kv_layout=layout,
+            tensor_parallel_size=config.parallel_config.tensor_parallel_size,
+            vllm_version=vllm_version,
+        ),
+        kv_addresses=kv.kv_addresses,
+        transports=transports,
+        num_blocks=cache.num_gpu_blocks or 0,
+        max_model_len=model.max_model_len,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        supported_tasks=list(tasks),
+        device=device_name(),
+    )
+
+
+def device_name() -> str:
+    """The GPU's product name, or the CPU platform."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"cpu ({sys.platform})"

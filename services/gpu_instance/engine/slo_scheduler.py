@@ -1,0 +1,298 @@
+"""vLLM's scheduler with the SLO batcher in front: how large each step is, and who goes first.
+
+A mixin over both of vLLM's schedulers (``scheduler_cls``). Before a step it counts what runs, asks
+the batcher for the budget and orders the queues; after it, the measured time goes back to the
+batcher. It also lets the KV connector hear its workers before a step's outputs are processed, and
+brings the grammar of a request that started elsewhere up to date.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from services.gpu_instance.batcher import (
+    Batcher,
+    BatcherSettings,
+    PromptView,
+    StepLoad,
+    StepPlan,
+    prompt_rank,
+)
+from services.gpu_instance.engine.seam import EngineLoad
+from shared.latency_model import LatencyProfile, StepShape
+from shared.schemas.request import Slo
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.outputs import ModelRunnerOutput
+
+Rank = tuple[int, bool, float]
+DECODE: Rank = (0, False, 0.0)
+RANK_INTERVAL_S = 0.02
+"""Waiting prompts are put in order this often at most."""
+NO_SLO = Slo(ttft_s=60.0, tbt_s=60.0)
+
+
+@dataclass(slots=True)
+class Pace:
+    """A request's objectives, and when its last token left."""
+
+    slo: Slo
+    arrival_s: float
+    last_token_s: float
+
+
+@dataclass(slots=True)
+class StepInFlight:
+    """A scheduled step whose result is not there yet."""
+
+    output: SchedulerOutput
+    plan: StepPlan
+    shape: StepShape
+    scheduled_s: float
+
+
+# The mixin's place in the class order is in front of either scheduler.
+if TYPE_CHECKING:
+    _Base: TypeAlias = Scheduler
+else:
+    _Base = object
+
+
+class SloBatching(_Base):
+    """Invariant: the budget never exceeds what vLLM's buffers are made for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configured_tokens: int = self.scheduler_config.max_num_batched_tokens
+        extra = self.vllm_config.additional_config
+        profile = extra.get("dynaserve_latency_profile") or LatencyProfile.load().to_json()
+        self.batcher = Batcher(
+            LatencyProfile.from_json(profile).model,
+            BatcherSettings(max_num_batched_tokens=self.configured_tokens),
+            mode=extra.get("dynaserve_batcher", "slo"),
+        )
+        self.slo_tbt_s: float | None = None
+        self.paces: dict[str, Pace] = {}
+        self._in_flight: deque[StepInFlight] = deque()
+        self._last_done_s = 0.0
+        self._ranked_s = 0.0
+        self._grammars_seen: set[str] = set()
+        self.num_steps = 0
+        self.num_preempted = 0
+        self.num_generated = 0
+        self.last_step_s = 0.0
+        self.last_predicted_s = 0.0
+        self.last_budget = self.configured_tokens
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        now_s = time.monotonic()
+        waited_s = max(0.0, time.time() - request.arrival_time)
+        slo: Slo = getattr(request, "slo", NO_SLO)
+        self.paces[request.request_id] = Pace(slo, now_s - waited_s, now_s)
+        super().add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        now_s = time.monotonic()
+        if self.batcher.static_tokens is None:
+            self._order(now_s)
+        plan = self.batcher.plan(self._count(now_s))
+        self.last_budget = max(1, min(plan.token_budget, self.configured_tokens))
+        self.max_num_scheduled_tokens = self.last_budget
+        output: SchedulerOutput = super().schedule(throttle_prefills)
+        if output.total_num_scheduled_tokens:
+            shape = self._shape(output)
+            self._in_flight.append(StepInFlight(output, plan, shape, time.monotonic()))
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        now_s = time.monotonic()
+        self._measure(scheduler_output, now_s)
+        transfers = model_runner_output.kv_connector_output
+        if transfers is not None:
+            self.connector.hear_workers(transfers)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
+        self._note_tokens(outputs, now_s)
+        return outputs
+
+    def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> GrammarOutput | None:
+        self._catch_up_grammars(scheduler_output)
+        return super().get_grammar_bitmask(scheduler_output)
+
+    # -- before a step -------------------------------------------------------------------------
+
+    def _count(self, now_s: float) -> StepLoad:
+        """What runs and how tight it is. O(running), no objects made."""
+        num_decodes = context = 0
+        slack_s = math.inf
+        paces, uniform_s = self.paces, self.slo_tbt_s
+        for request in self.running:
+            if request.is_prefill_chunk:
+                continue
+            num_decodes += 1
+            context += request.num_computed_tokens
+            pace = paces[request.request_id]
+            left_s = (uniform_s or pace.slo.tbt_s) - (now_s - pace.last_token_s)
+            if 0.0 < left_s < slack_s:
+                slack_s = left_s
+        return StepLoad(num_decodes, context, slack_s * 1e3, self._prompts())
+
+    def _prompts(self) -> Iterator[tuple[int, int]]:
+        """(tokens to compute, tokens computed) in the order of service; read as far as needed."""
+        for request in self.running:
+            if request.is_prefill_chunk:
+                yield request.num_tokens - request.num_computed_tokens, request.num_computed_tokens
+        for queue in (self.kv_holding_waiting, self.waiting):
+            for request in queue:
+                if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
+                    computed = request.num_computed_tokens
+                    yield max(1, request.num_tokens - computed), computed
+
+    def _order(self, now_s: float) -> None:
+        """Decodes first; prompts by deadline, those that have lost theirs behind."""
+        lost_turn = self.batcher.lost_turn
+        self.running.sort(key=lambda r: self._running_rank(r, now_s, lost_turn))
+        first_come = isinstance(self.waiting, FCFSRequestQueue)  # else: by the user's priority
+        due = lost_turn or now_s - self._ranked_s > RANK_INTERVAL_S
+        if first_come and len(self.waiting) > 1 and due:
+            self._ranked_s = now_s
+            ranked = sorted(self.waiting, key=lambda r: self._rank(r, now_s, lost_turn))
+            self.waiting.clear()
+            self.waiting.extend(ranked)
+
+    def _running_rank(self, request: Request, now_s: float, lost_turn: bool) -> Rank:
+        if not request.is_prefill_chunk:
+            return DECODE
+        return (1, *self._rank(request, now_s, lost_turn))
+
+    def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, float]:
+        pace = self.paces[request.request_id]
+        remaining = request.num_tokens - request.num_computed_tokens
+        tokens_per_s = 1e3 / max(self.batcher.model.prefill_ms, 1e-6)
+        prompt = PromptView(pace.arrival_s, pace.arrival_s + pace.slo.ttft_s, remaining)
+        lost, key = prompt_rank(prompt, now_s, tokens_per_s)
+        return (lost != lost_turn, key)
+
+    # -- after a step --------------------------------------------------------------------------
+
+    def _shape(self, output: SchedulerOutput) -> StepShape:
+        num_decodes = context = prefill = 0
+        prefill_context = 0.0
+        requests = self.requests
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            computed = requests[request_id].num_computed_tokens - num_tokens
+            if num_tokens == 1 and computed:
+                num_decodes += 1
+                context += computed
+            else:
+                prefill += num_tokens
+                prefill_context += num_tokens * (computed + 0.5 * num_tokens)
+        return StepShape(num_decodes, context, prefill, prefill_context)
+
+    def _measure(self, output: SchedulerOutput, now_s: float) -> None:
+        """Time of a step: steps that overlap (async scheduling) begin when the last one ended."""
+        if not self._in_flight or self._in_flight[0].output is not output:
+            return
+        step = self._in_flight.popleft()
+        self.last_step_s = now_s - max(step.scheduled_s, self._last_done_s)
+        self.last_predicted_s = self.batcher.model.step_ms(step.shape) / 1e3
+        self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3)
+        self._last_done_s = now_s
+        self.num_steps += 1
+
+    def _note_tokens(self, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
+        for batch in outputs.values():
+            for output in batch.outputs:
+                self.num_generated += len(output.new_token_ids)
+                pace = self.paces.get(output.request_id)
+                if pace is not None:
+                    pace.last_token_s = now_s
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        self.paces.pop(request.request_id, None)
+        self._grammars_seen.discard(request.request_id)
+        self.num_preempted += request.num_preemptions
+        return super()._free_request(request, delay_free_blocks)
+
+    def _catch_up_grammars(self, output: SchedulerOutput) -> None:
+        """A request that started elsewhere: its grammar accepts the tokens made there, once."""
+        for request_id in output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            structured = request.structured_output_request
+            if structured is None or request_id in self._grammars_seen:
+                continue
+            self._grammars_seen.add(request_id)
+            prior = list(request.output_token_ids)
+            if prior and structured.grammar is not None:
+                structured.grammar.accept_tokens(request_id, prior)
+
+    # -- for the engine ------------------------------------------------------------------------
+
+    def load(self) -> EngineLoad:
+        """A snapshot of the load; O(running + waiting)."""
+        num_decodes = context = outstanding = 0
+        for request in self.running:
+            if request.is_prefill_chunk:
+                outstanding += request.num_tokens - request.num_computed_tokens
+            else:
+                num_decodes += 1
+                context += request.num_computed_tokens
+        for request in self.waiting:
+            outstanding += request.num_tokens - request.num_computed_tokens
+        for request in self.kv_holding_waiting:
+            outstanding += max(0, request.num_tokens - request.num_computed_tokens)
+        pool = self.kv_cache_manager.block_pool
+        slo_s = self.slo_tbt_s or min((p.slo.tbt_s for p in self.paces.values()), default=0.0)
+        return EngineLoad(
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            num_waiting_for_kv=len(self.kv_holding_waiting),
+            num_decodes=num_decodes,
+            context_sum=context,
+            outstanding_prefill_tokens=outstanding,
+            free_blocks=pool.get_num_free_blocks(),
+            num_blocks=pool.num_gpu_blocks,
+            max_num_batched_tokens=self.configured_tokens,
+            batcher_mode=self.batcher.mode,
+            budget_tokens=self.last_budget,
+            step_s=self.last_step_s,
+            predicted_step_s=self.last_predicted_s,
+            slo_headroom=1.0 - self.last_step_s / slo_s if slo_s else 1.0,
+            num_steps=self.num_steps,
+            num_generated_tokens=self.num_generated,
+            num_preemptions=self.num_preempted,
+        )
+
+    def num_orphaned_blocks(self) -> int:
+        """Blocks in use that belong to no request known here; 0 unless there is a leak."""
+        pool = self.kv_cache_manager.block_pool
+        owned: set[int] = set()
+        for request_id in self.requests:
+            owned.update(self.kv_cache_manager.get_block_ids(request_id)[0])
+        in_use = {block.block_id for block in pool.blocks if block.ref_cnt > 0}
+        return len(in_use - owned - {pool.null_block.block_id})
+
+
+class SloScheduler(SloBatching, Scheduler):
+    """For synchronous scheduling."""
+
+
+class SloAsyncScheduler(SloBatching, AsyncScheduler):
+    """For asynchronous scheduling (a step is scheduled while the last one still runs)."""
