@@ -13,7 +13,8 @@ from shared.service import run_service
 def build_engine(settings: InstanceSettings) -> Engine:
     """The engine the settings name; vLLM is imported only when it is wanted."""
     if settings.engine == "simulated":
-        from services.gpu_instance.engine.simulated import SimulatedEngine, SimulationSettings
+        from services.gpu_instance.engine.simulated import SimulatedEngine
+        from services.gpu_instance.engine.simulated_settings import SimulationSettings
 
         return SimulatedEngine(SimulationSettings.from_args(settings.model, settings.engine_args))
     from services.gpu_instance.engine.vllm_engine import VllmEngine

@@ -140,8 +140,12 @@ class InstanceActor(Actor):
     # -- segments in ------------------------------------------------------------------------------
 
     async def _on_segment(self, segment: Segment, _delivery: Delivery) -> None:
-        if self.ledger.judge(segment) != "new":
-            _refused.add(1, {"reason": "fenced"})
+        verdict = self.ledger.judge(segment)
+        if verdict != "new":
+            _refused.add(1, {"reason": verdict})
+            if verdict == "stale":
+                self.routes.add(segment)
+                self._tell_coordinator(segment, "cancelled", "its epoch is over")
             return
         refusal = self._refusal(segment)
         if refusal is not None:
@@ -323,7 +327,7 @@ class InstanceActor(Actor):
     async def _on_control(self, message: InstanceControl, delivery: Delivery) -> None:
         match message:
             case Continuation():
-                self.engine.continue_with(message)
+                self._continue_here(message)
             case SegmentCancel():
                 self._cancel(message.request_id, message.epoch, message.reason)
             case HandoffStart():
@@ -340,6 +344,19 @@ class InstanceActor(Actor):
             case Drain():
                 await self._reply(delivery, f"{len(self.ledger.alive)} segments to finish")
                 self.stop()
+
+    def _continue_here(self, message: Continuation) -> None:
+        if not message.ended:
+            self.engine.continue_with(message)
+            return
+        # Fenced too: the segment that has nothing to go on with may still be on its way.
+        known = self.ledger.was_seen(message.request_id, message.epoch)
+        ended = self.ledger.cancel(message.request_id, message.epoch)
+        if known:
+            self.engine.continue_with(message)
+        for live in ended:
+            self._tell_coordinator(live.segment, "cancelled", "alpha ended before the cut")
+            self._end(live, "dropped")
 
     def _cancel(self, request_id: str, epoch: int, reason: str) -> None:
         known = self.ledger.was_seen(request_id, epoch)
