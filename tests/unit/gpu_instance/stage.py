@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from services.gpu_instance.actor import InstanceActor
@@ -173,7 +173,7 @@ async def on_stage(
     settings: SimulationSettings = SMALL,
     engine: Callable[[], Engine] | None = None,
     ids: tuple[str, ...] = ("a", "b"),
-    **options: object,
+    options: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Stage]:
     """Run instances until the block ends."""
     stage = Stage(MemoryBus())
@@ -182,7 +182,7 @@ async def on_stage(
         for instance_id in ids:
             made = engine() if engine is not None else SimulatedEngine(settings)
             actor_settings = InstanceSettings.model_validate(
-                {"id": instance_id, "engine": "simulated", "drain_s": 0.1, **options}
+                {"id": instance_id, "engine": "simulated", "drain_s": 0.1, **(options or {})}
             )
             actor = InstanceActor(stage.bus, actor_settings, made)
             stage.instances[instance_id] = actor

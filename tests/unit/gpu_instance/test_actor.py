@@ -30,7 +30,7 @@ from tests.unit.gpu_instance.stage import SUBJECTS, Stage, handoff_start, on_sta
 @contextlib.asynccontextmanager
 async def one_instance(**options: object) -> AsyncIterator[tuple[Stage, ScriptedEngine]]:
     engine = ScriptedEngine()
-    async with on_stage(engine=lambda: engine, ids=("a",), **options) as stage:
+    async with on_stage(engine=lambda: engine, ids=("a",), options=options) as stage:
         yield stage, engine
 
 
