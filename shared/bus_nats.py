@@ -22,6 +22,7 @@ log = logging.getLogger("dynaserve.bus")
 
 CONNECT_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 1.0
 RECONNECT_BUFFER_BYTES = 8 * 2**20
 """What may wait for a server that is away; beyond it publish fails instead of growing."""
 
@@ -31,8 +32,10 @@ class _Subscribed:
         self._subscription = subscription
 
     async def close(self) -> None:
-        with contextlib.suppress(nats.errors.Error):
-            await self._subscription.unsubscribe()
+        """Plain ``unsubscribe`` would drop what was delivered and not yet handled."""
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._subscription.drain()
 
 
 class NatsRecords:

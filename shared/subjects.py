@@ -3,6 +3,7 @@
 | subject | messages | who listens |
 |---|---|---|
 | `dynaserve.<pool>.place` | Place, answered by Plan or PlaceRefused | schedulers (queue group) |
+| `dynaserve.<pool>.schedulers.control` | SetPolicy, answered by ControlReply | every scheduler |
 | `dynaserve.<pool>.instance.<id>.segment` | Segment | that instance |
 | `dynaserve.<pool>.instance.<id>.control` | ControlMessage, HandoffCommand | that instance |
 | `dynaserve.<pool>.instances.control` | SegmentCancel, SetBatcher, … | every instance |
@@ -30,6 +31,10 @@ class Subjects:
     @property
     def place(self) -> str:
         return f"{self.root}.place"
+
+    @property
+    def all_schedulers(self) -> str:
+        return f"{self.root}.schedulers.control"
 
     def segment(self, instance_id: str) -> str:
         return f"{self.root}.instance.{instance_id}.segment"

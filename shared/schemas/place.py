@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter
 
 from shared.schemas.message import InstanceId, Message, Part
 from shared.schemas.request import GenerationRequest
@@ -74,5 +74,21 @@ class PlaceRefused(Message):
     retry_after_s: float | None = None
 
 
+class SetPolicy(Message):
+    """Switch every scheduler to another policy; answered by ControlReply when asked as a request.
+
+    What is placed already stays where it is.
+    """
+
+    kind: Literal["set_policy"] = "set_policy"
+    policy: str
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="arguments of the policy, by name"
+    )
+
+
 PlaceReply = Annotated[Plan | PlaceRefused, Field(discriminator="kind")]
 PLACE_REPLY: TypeAdapter[PlaceReply] = TypeAdapter(PlaceReply)
+SchedulerControl = SetPolicy
+SCHEDULER_CONTROL: TypeAdapter[SchedulerControl] = TypeAdapter(SchedulerControl)
+PLACE: TypeAdapter[Place] = TypeAdapter(Place)
