@@ -1,0 +1,71 @@
+"""What an HTTP request says beside its body: id, objectives, trace. And how it reaches the engine.
+
+The middleware puts an ``HttpContext`` into a context variable; every task vLLM starts for the
+request inherits it, down to the engine client.
+"""
+
+import math
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from services.gateway.settings import GatewaySettings
+from shared.errors import InvalidRequest
+from shared.schemas.request import Slo
+
+MAX_ID_LENGTH = 128
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+@dataclass(slots=True)
+class HttpContext:
+    """One HTTP request. ``retry_after_s`` is set when it is refused for lack of room."""
+
+    request_id: str
+    slo: Slo
+    trace_headers: dict[str, str] | None = None
+    retry_after_s: float | None = None
+
+
+current: ContextVar[HttpContext | None] = ContextVar("dynaserve_http_context", default=None)
+
+
+def read_context(headers: Mapping[str, str], settings: GatewaySettings) -> HttpContext:
+    """Raises InvalidRequest naming the header at fault. Header names are lower case."""
+    return HttpContext(
+        request_id=_request_id(headers.get("x-request-id")),
+        slo=Slo(
+            ttft_s=_milliseconds(headers, "x-slo-ttft-ms", settings.slo_ttft_ms) / 1e3,
+            tbt_s=_milliseconds(headers, "x-slo-tpot-ms", settings.slo_tbt_ms) / 1e3,
+            name=_class_name(headers.get("x-slo-class", "default")),
+        ),
+        trace_headers={k: headers[k] for k in TRACE_HEADERS if k in headers} or None,
+    )
+
+
+def _request_id(given: str | None) -> str:
+    if given is None:
+        return uuid.uuid4().hex
+    if not 0 < len(given) <= MAX_ID_LENGTH or not given.isprintable():
+        raise InvalidRequest(f"must be 1 to {MAX_ID_LENGTH} printable characters", "X-Request-Id")
+    return given
+
+
+def _milliseconds(headers: Mapping[str, str], name: str, default: float) -> float:
+    given = headers.get(name)
+    if given is None:
+        return default
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InvalidRequest(f"must be a positive number of milliseconds, not {given!r}", name)
+    return value
+
+
+def _class_name(given: str) -> str:
+    if not 0 < len(given) <= 32 or not given.isprintable():
+        raise InvalidRequest("must be 1 to 32 printable characters", "x-slo-class")
+    return given
