@@ -98,8 +98,13 @@ class DynaServeConnector(KVConnectorBase_V1):
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return self._handshake
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        if self._worker is not None and isinstance(connector_metadata, StepTransfers):
+            self._worker.take_orders(connector_metadata)
+
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        """Loads are started by ``wait_for_save`` together with everything else."""
+        """Loads are under way since the step's orders were bound."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are whole before a request runs."""
@@ -111,7 +116,7 @@ class DynaServeConnector(KVConnectorBase_V1):
         if self._worker is not None:
             metadata = self._get_connector_metadata()
             assert isinstance(metadata, StepTransfers)
-            self._worker.step(metadata)
+            self._worker.stage(metadata.filled)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         return self._worker.take_finished() if self._worker is not None else (None, None)

@@ -45,6 +45,7 @@ class Alpha(Handoff):
     """Block ids the workers know."""
     num_preemptions: int = 0
     staged: bool = False
+    sent: bool = False
     failed: bool = False
     held: bool = False
     """The request is over, its blocks wait to be sent."""
@@ -105,10 +106,7 @@ class SchedulerSide:
         else:
             side = Beta(**common, tokens_known=request.num_output_tokens == 0)
             self._betas[side.handoff_id] = side
-            if side.tokens_known:
-                self._orders.admitted.append(side.handoff_id)
         self._by_request[request.request_id] = side
-        self._signal(side, "accepted")
         for message in self._early.pop(side.handoff_id, ()):
             self._deliver(message)
 
@@ -139,6 +137,7 @@ class SchedulerSide:
                 first_block=first_block,
                 block_ids=block_ids[first_block : self._num_blocks(beta.cut)],
                 deadline_s=beta.deadline_s,
+                admitted=beta.tokens_known,
             )
         )
         self._signal(beta, "held")
@@ -269,7 +268,7 @@ class SchedulerSide:
             alpha.staged = True
         elif what == "sent" and everyone:
             self._signal(alpha, "sent_all", num_bytes, transfer_s)
-            alpha.staged = True
+            alpha.staged = alpha.sent = True
             if alpha.request.is_finished() and not alpha.held:
                 self._forget(alpha)
 
@@ -280,10 +279,11 @@ class SchedulerSide:
             aborted = request.status == RequestStatus.FINISHED_ABORTED
             self._signal(alpha, "cancelled" if aborted else "ended")
             self._orders.withdrawn[alpha.handoff_id] = "the request ended before the cut"
+            alpha.failed = True
             self._release(alpha)
             return False
         if alpha.staged or alpha.failed:
-            self._release(alpha, forget=alpha.failed)
+            self._release(alpha)
             return False
         alpha.held = True
         self._orders.held[alpha.handoff_id] = request.request_id
@@ -297,11 +297,11 @@ class SchedulerSide:
         if alpha.request.is_finished() and not alpha.held:
             self._forget(alpha)
 
-    def _release(self, alpha: Alpha, forget: bool = True) -> None:
+    def _release(self, alpha: Alpha) -> None:
         """Its blocks are free; it stays in the book while bytes are under way."""
         alpha.held = False
         self._signal(alpha, "released")
-        if forget:
+        if alpha.failed or alpha.sent:
             self._forget(alpha)
 
     # -- beta ----------------------------------------------------------------------------------

@@ -48,6 +48,8 @@ class Expect:
     first_block: int
     block_ids: list[int]
     deadline_s: float
+    admitted: bool
+    """Its request may run as soon as its KV is there (all its tokens are known)."""
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class StepTransfers(KVConnectorMetadata):
     """Alpha: handoff id -> finished engine request whose blocks wait to be sent."""
     expects: list[Expect] = field(default_factory=list)
     admitted: list[str] = field(default_factory=list)
-    """Beta: handoffs whose request may run as soon as its KV is there."""
+    """Beta: handoffs whose tokens have become known while their KV was on its way."""
     cancelled: list[str] = field(default_factory=list)
     """Beta: handoffs whose request is over or needs nothing; their blocks are left alone."""
     failed: list[str] = field(default_factory=list)

@@ -74,12 +74,10 @@ class WorkerSide:
         self._bad_block_ids: set[int] = set()
         self._news = WorkerNews()
 
-    def step(self, transfers: StepTransfers) -> None:
-        """Take this step's orders and stage what can be staged; after the forward pass."""
+    def take_orders(self, transfers: StepTransfers) -> None:
+        """Before the forward pass, so that peers agree while it runs."""
         for offer in transfers.offers:
             self._offer(offer)
-        for filled in transfers.filled:
-            self._outgoing.setdefault(filled.handoff_id, Outgoing()).fill(filled)
         for handoff_id, request_id in transfers.held.items():
             # Unknown here: it failed or was withdrawn before, so the blocks are free to go.
             outgoing = self._outgoing.setdefault(handoff_id, Outgoing(over=True))
@@ -97,6 +95,11 @@ class WorkerSide:
             self._port.cancel(handoff_id)
             if handoff_id in self._incoming:
                 self._incoming[handoff_id].failed = True
+
+    def stage(self, filled_blocks: list[Filled]) -> None:
+        """After the forward pass: hand over what has become final, as far as peers are ready."""
+        for filled in filled_blocks:
+            self._outgoing.setdefault(filled.handoff_id, Outgoing()).fill(filled)
         self._poll()
         for handoff_id, outgoing in self._outgoing.items():
             self._stage(handoff_id, outgoing)
@@ -151,7 +154,9 @@ class WorkerSide:
         self._outgoing.setdefault(handoff_id, Outgoing()).over = True
 
     def _expect(self, expect: Expect) -> None:
-        self._incoming[expect.handoff_id] = Incoming(expect.engine_request_id, expect.block_ids)
+        self._incoming[expect.handoff_id] = Incoming(
+            expect.engine_request_id, expect.block_ids, expect.admitted
+        )
         self._port.expect(
             expect.handoff_id,
             expect.epoch,
