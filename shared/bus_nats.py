@@ -35,7 +35,7 @@ class _Subscribed:
         """Plain ``unsubscribe`` would drop what was delivered and not yet handled."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._subscription.drain()
+                await self._subscription.drain()  # type: ignore[no-untyped-call]
 
 
 class NatsRecords:
