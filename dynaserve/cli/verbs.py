@@ -1,0 +1,32 @@
+"""What ``dynaserve`` can be asked to do: one line a verb."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb is implemented, and what the help says of it without importing that.
+
+    ``target`` is ``module:function``, the function annotated as typer wants it. With ``raw`` it
+    takes the list of arguments after the verb instead, and answers ``--help`` itself.
+    """
+
+    target: str
+    help: str
+    raw: bool = False
+
+    def load(self) -> Callable[..., object]:
+        """Import the module and give the function."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., object] = getattr(import_module(module), name)
+        return function
+
+
+VERBS: dict[str, Verb] = {
+    "up": Verb("dynaserve.cli.up:up", "Serve a model on this machine: the whole pool.", raw=True),
+    "gateway": Verb("services.gateway.__main__:main", "Run one gateway.", raw=True),
+    "instance": Verb("services.gpu_instance.__main__:main", "Run one GPU instance.", raw=True),
+    "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
+}

@@ -1,0 +1,74 @@
+"""Settings of ``dynaserve up``: flags, then ``DYNASERVE_UP_*``, then defaults."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
+
+DEMO_ENGINE_ARGS = (
+    "--dtype=float32",
+    "--max-model-len=2048",
+    "--block-size=32",
+    "--served-model-name=demo",
+)
+
+
+class PoolSettings(BaseSettings):
+    """A pool on this machine. Flags that are not of this class go to gateway and engines."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="DYNASERVE_UP_",
+        extra="forbid",
+        cli_prog_name="dynaserve up",
+        cli_kebab_case=True,
+        cli_ignore_unknown_args=True,
+    )
+
+    model: CliPositionalArg[str] = Field(
+        default="", description="folder or hub name of the model; none: the built-in demo model"
+    )
+    instances: int | None = Field(
+        default=None, ge=1, description="GPU instances; default: one a GPU, or 2 without a GPU"
+    )
+    policy: str = Field(default="dynaserve", description="how requests are placed and cut")
+    batcher: str = Field(
+        default="slo", description="slo, or static:N for vLLM's own behaviour with N tokens"
+    )
+    host: str = Field(default="127.0.0.1", description="address the gateway listens on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port of the gateway")
+    nats: str | None = Field(default=None, description="NATS server to use; none: an embedded one")
+    pool: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="pools on one NATS server do not see each other",
+    )
+    schedulers: int = Field(default=1, ge=1, description="replicas of the global scheduler")
+    coordinators: int = Field(default=1, ge=1, description="replicas of the KV-transfer service")
+    slo_tbt_ms: float = Field(default=100.0, gt=0, description="P99 gap between tokens")
+    slo_ttft_ms: float = Field(default=10_000.0, gt=0, description="time to first token")
+    roles: str = Field(
+        default="",
+        description="static roles of the instances for the policy 'disaggregated', e.g. "
+        "prefill,decode; the rest is 'any'",
+    )
+    transports: str = Field(default="", description="ways to move KV, e.g. shm,tcp; none: all")
+    latency_profile: Path | None = Field(
+        default=None, description="JSON of `dynaserve profile`; none: the shipped one"
+    )
+    ready_timeout_s: float = Field(
+        default=600.0, gt=0, description="give up when no request can be placed by then"
+    )
+    log_folder: Path = Field(
+        default=Path("~/.cache/dynaserve/logs").expanduser(),
+        description="the output of every part goes into a file here",
+    )
+    engine_args: CliUnknownArgs = Field(
+        default=[], description="every other flag, as `vllm serve` takes them"
+    )
+
+
+def read_settings(arguments: Sequence[str]) -> PoolSettings:
+    """Settings from flags, environment and defaults; exits with usage on a wrong flag."""
+    return PoolSettings(_cli_parse_args=list(arguments))
