@@ -8,6 +8,7 @@ from services.gateway.recovery import Situation
 from services.gateway.stream import TokenStream
 from shared.errors import DynaServeError
 from shared.schemas.events import RequestRecord
+from shared.schemas.handoff import Transport
 from shared.schemas.message import num_tokens, pack_tokens
 from shared.schemas.place import Place, Plan
 from shared.schemas.request import GenerationRequest
@@ -22,6 +23,7 @@ class Ask:
 
     request: GenerationRequest
     forced_cut: int | None = None
+    forced_transport: Transport | None = None
     http_request_id: str = ""
 
 
@@ -111,6 +113,7 @@ class InFlight:
             epoch=self.epoch,
             gateway_id=gateway_id,
             forced_cut=None if resumed else self.ask.forced_cut,
+            forced_transport=self.ask.forced_transport,
             avoid=self.avoid,
         )
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
+from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId, Message, Part
 from shared.schemas.request import GenerationRequest
 
@@ -16,6 +17,9 @@ class Place(Message):
     epoch: int = Field(ge=1, description="raised when the rest of a request is placed anew")
     gateway_id: InstanceId
     forced_cut: int | None = Field(default=None, ge=1)
+    forced_transport: Transport | None = Field(
+        default=None, description="of the handoff, if the request is cut; None: the best there is"
+    )
     avoid: list[InstanceId] = Field(
         default_factory=list, description="instances that just failed it"
     )

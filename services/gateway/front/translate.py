@@ -1,7 +1,7 @@
 """vLLM's EngineCoreRequest -> the bus's request; the bus's tokens -> vLLM's EngineCoreOutput."""
 
 import random
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from services.gateway.http_context import HttpContext
 from services.gateway.in_flight import Ask, Delivered, FirstToken
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
+from shared.schemas.handoff import Transport
 from shared.schemas.message import pack_tokens
 from shared.schemas.request import GenerationRequest
 from shared.schemas.tokens import TokenLogprobs
@@ -28,7 +29,9 @@ from shared.vllm_params import pooling_to_json, sampling_to_json
 
 SEED_BITS = 31
 CUT_ARG = "dynaserve_cut"
-OWN_ARGS = frozenset({CUT_ARG, "dynaserve_transport"})
+NEVER_CUT = "never"
+TRANSPORT_ARG = "dynaserve_transport"
+OWN_ARGS = frozenset({CUT_ARG, TRANSPORT_ARG})
 
 FINISH_REASONS = {str(reason): reason for reason in FinishReason}
 
@@ -66,12 +69,15 @@ class Translator:
                 arrival_time_s=request.arrival_time,
                 deadline_s=request.arrival_time + self._settings.request_timeout_s,
                 slo=context.slo,
-                splittable=params is not None and self._is_splittable(params),
+                splittable=params is not None
+                and own.get(CUT_ARG) != NEVER_CUT
+                and self._is_splittable(params),
                 trace_headers=context.trace_headers,
                 reasoning_ended=request.reasoning_ended,
                 reasoning_parser_kwargs=request.reasoning_parser_kwargs,
             ),
             forced_cut=forced_cut(own),
+            forced_transport=forced_transport(own),
             http_request_id=context.request_id,
         )
 
@@ -114,13 +120,25 @@ def own_args(params: SamplingParams | None) -> dict[str, Any]:
 def forced_cut(own: dict[str, Any]) -> int | None:
     """The cut a request insists on; its upper bound is the scheduler's to check."""
     cut = own.get(CUT_ARG)
-    if cut is None:
+    if cut is None or cut == NEVER_CUT:
         return None
     if not isinstance(cut, int) or isinstance(cut, bool) or cut < 1:
         raise InvalidRequest(
-            f"must be a whole number from 1 on, not {cut!r}", f"vllm_xargs.{CUT_ARG}"
+            f"must be a whole number from 1 on, or {NEVER_CUT!r}, not {cut!r}",
+            f"vllm_xargs.{CUT_ARG}",
         )
     return cut
+
+
+def forced_transport(own: dict[str, Any]) -> Transport | None:
+    """The way its KV must go if the request is cut; whether both sides have it shows there."""
+    name: Transport | None = own.get(TRANSPORT_ARG)
+    if name is not None and name not in get_args(Transport):
+        raise InvalidRequest(
+            f"must be one of {', '.join(get_args(Transport))}, not {name!r}",
+            f"vllm_xargs.{TRANSPORT_ARG}",
+        )
+    return name
 
 
 def sampling_fields(params: SamplingParams) -> dict[str, Any]:
