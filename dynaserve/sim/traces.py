@@ -110,31 +110,48 @@ def recorded_arrivals(trace: Trace, rate: float, until_s: float) -> list[SimRequ
     ]
 
 
-def poisson_arrivals(trace: Trace, rate: float, until_s: float, seed: int = 0) -> list[SimRequest]:
+def poisson_arrivals(
+    trace: Trace, rate: float, until_s: float, seed: int = 0, *, burstiness: float = 1.0
+) -> list[SimRequest]:
     """The trace's lengths in order, Poisson arrivals. One seed gives one pattern at any rate."""
-    draw = random.Random(seed)
     rows = _cycle(trace.rows)
-    requests: list[SimRequest] = []
-    at_s = draw.expovariate(1.0) / rate
-    while at_s < until_s:
-        requests.append(_request(trace.name, len(requests), at_s, next(rows)))
-        at_s += draw.expovariate(1.0) / rate
-    return requests
+    return [
+        _request(trace.name, index, at_s, next(rows))
+        for index, at_s in enumerate(_arrival_times(rate, until_s, seed, burstiness))
+    ]
 
 
 def hybrid_arrivals(
-    traces: Sequence[Trace], rate: float, until_s: float, *, window_s: float = 15.0, seed: int = 0
+    traces: Sequence[Trace],
+    rate: float,
+    until_s: float,
+    *,
+    window_s: float = 15.0,
+    seed: int = 0,
+    burstiness: float = 1.0,
 ) -> list[SimRequest]:
     """Poisson arrivals at one rate; the kind of traffic changes every ``window_s`` seconds."""
-    draw = random.Random(seed)
     rows = [_cycle(trace.rows) for trace in traces]
     requests: list[SimRequest] = []
-    at_s = draw.expovariate(1.0) / rate
-    while at_s < until_s:
+    for at_s in _arrival_times(rate, until_s, seed, burstiness):
         kind = int(at_s / window_s) % len(traces)
         requests.append(_request(traces[kind].name, len(requests), at_s, next(rows[kind])))
-        at_s += draw.expovariate(1.0) / rate
     return requests
+
+
+def _arrival_times(rate: float, until_s: float, seed: int, burstiness: float) -> Iterator[float]:
+    """Gamma-distributed gaps of shape ``burstiness``: 1 is Poisson, less comes in bursts."""
+    draw = random.Random(seed)
+
+    def gap_s() -> float:
+        if burstiness == 1.0:
+            return draw.expovariate(1.0) / rate
+        return draw.gammavariate(burstiness, 1.0 / burstiness) / rate
+
+    at_s = gap_s()
+    while at_s < until_s:
+        yield at_s
+        at_s += gap_s()
 
 
 def truncate(requests: Sequence[SimRequest], max_model_len: int) -> list[SimRequest]:
