@@ -1,9 +1,10 @@
 """From settings to a running actor: log, metrics, bus, signals. The same for every service."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Protocol
+
+import uvloop
 
 from shared.actor import Actor
 from shared.bus import Bus
@@ -40,7 +41,7 @@ def run_service(name: str, settings: ServiceSettings, build: Callable[[Bus], Act
         port = expose_metrics(name, settings.id, settings.metrics_port)
         log.info("metrics at http://127.0.0.1:%d/metrics", port)
     try:
-        asyncio.run(_run(name, settings, build))
+        uvloop.run(_run(name, settings, build))
     except DynaServeError as error:
         raise SystemExit(f"{name} {settings.id}: {error}") from error
     except BaseExceptionGroup as group:

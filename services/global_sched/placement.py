@@ -1,0 +1,321 @@
+"""From a question to a plan: views for the policy, the forced cut, what makes a cut impossible.
+
+Pure: the actor gives the snapshot and publishes what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from services.global_sched.length_predictor import LengthPredictor
+from services.global_sched.policy.views import (
+    Candidate,
+    Decision,
+    InstanceView,
+    PoolView,
+    Prediction,
+    RequestView,
+    SplitPolicy,
+)
+from shared.errors import InvalidRequest, NoInstance
+from shared.schemas import place as messages
+from shared.schemas.handoff import HandoffOpen
+from shared.schemas.message import num_tokens
+from shared.schemas.place import Place, Plan
+from shared.schemas.registry import Geometry, InstanceRecord
+from shared.schemas.segment import HandoffRef, Segment
+
+FORCED_CUT_PARAM = "vllm_xargs.dynaserve_cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A decision as the messages that carry it out. ``segments``: (instance, segment) pairs."""
+
+    plan: Plan
+    segments: list[tuple[str, Segment]]
+    opening: HandoffOpen | None
+    request: RequestView
+
+
+def traffic_class(place: Place) -> str:
+    """Requests with the same objectives are expected to be alike."""
+    return place.request.slo.name
+
+
+def request_view(place: Place, lengths: LengthPredictor) -> RequestView:
+    """What a policy may know of a request. Tokens the client has count as prompt."""
+    request = place.request
+    done = num_tokens(request.output_token_ids)
+    left = max(request.max_tokens - done, 1)
+    name = traffic_class(place)
+    return RequestView(
+        request_id=request.request_id,
+        arrival_s=request.arrival_time_s,
+        num_prompt_tokens=num_tokens(request.prompt_token_ids) + done,
+        max_tokens=left,
+        length=lengths.predict(name, left),
+        slo_ttft_s=request.slo.ttft_s,
+        slo_tbt_s=request.slo.tbt_s,
+        traffic_class=name,
+    )
+
+
+def may_be_cut(place: Place) -> bool:
+    """Only fresh generation requests are cut; resumed ones run on whole."""
+    request = place.request
+    return request.splittable and not request.output_token_ids and request.pooling_params is None
+
+
+def decide(
+    place: Place,
+    request: RequestView,
+    policy: SplitPolicy,
+    pool: PoolView,
+    geometries: dict[str, Geometry],
+    has_coordinator: bool,
+) -> Decision:
+    """The policy's decision, made possible: what cannot be cut runs whole on alpha.
+
+    A forced cut takes the same way for every policy: the policy's first choice becomes alpha. A
+    resumed request has had its cut and runs on whole. Raises InvalidRequest (forced cut alone) and
+    NoInstance.
+    """
+    if not pool.instances:
+        raise NoInstance("no instance is ready")
+    decision = policy.place(request, pool)
+    if place.forced_cut is not None and not place.request.output_token_ids:
+        return force_cut(place, request, decision, pool, geometries, has_coordinator)
+    if decision.cut is None:
+        return decision
+    obstacle = _obstacle(place, request, decision, geometries, has_coordinator)
+    return decision if obstacle is None else uncut(decision, obstacle)
+
+
+def uncut(decision: Decision, why: str) -> Decision:
+    """The same choice without the cut: whole on alpha."""
+    return replace(
+        decision,
+        kind="unsplit",
+        beta_id=None,
+        cut=None,
+        chosen=decision.unsplit or decision.chosen,
+        reason=f"{decision.reason}; not cut: {why}",
+    )
+
+
+def _obstacle(
+    place: Place,
+    request: RequestView,
+    decision: Decision,
+    geometries: dict[str, Geometry],
+    has_coordinator: bool,
+) -> str | None:
+    cut, beta_id = decision.cut, decision.beta_id
+    if not may_be_cut(place):
+        return "the request must run on one instance"
+    if cut is None or beta_id is None or beta_id == decision.alpha_id:
+        return "no second instance"
+    if not 1 <= cut <= request.max_cut:
+        return f"{cut} is outside 1..{request.max_cut}"
+    if not has_coordinator:
+        return "no KV-transfer coordinator is registered"
+    if geometries[decision.alpha_id] != geometries[beta_id]:
+        return f"{decision.alpha_id} and {beta_id} differ in {_differences(decision, geometries)}"
+    return None
+
+
+def _differences(decision: Decision, geometries: dict[str, Geometry]) -> str:
+    one, other = geometries[decision.alpha_id], geometries[decision.beta_id or ""]
+    names = Geometry.model_fields
+    return ", ".join(name for name in names if getattr(one, name) != getattr(other, name))
+
+
+def force_cut(
+    place: Place,
+    request: RequestView,
+    decision: Decision,
+    pool: PoolView,
+    geometries: dict[str, Geometry],
+    has_coordinator: bool,
+) -> Decision:
+    """A cut at ``place.forced_cut`` between two instances that can hand over, or InvalidRequest."""
+    cut = place.forced_cut
+    if cut is None or not 1 <= cut <= request.max_cut:
+        raise _invalid(
+            f"dynaserve_cut must be between 1 and {request.max_cut} "
+            f"(prompt {request.num_prompt_tokens} + max_tokens {request.max_tokens} - 2), not {cut}"
+        )
+    if not may_be_cut(place):
+        raise _invalid("this request cannot be cut: it must run on one instance")
+    if not has_coordinator:
+        raise _invalid("no KV-transfer service is in the pool, so nothing can be cut")
+    alpha_id, beta_id = _pair(decision, pool, geometries)
+    prediction = decision.chosen
+    return Decision(
+        kind="cut",
+        alpha_id=alpha_id,
+        beta_id=beta_id,
+        cut=cut,
+        chosen=prediction,
+        unsplit=decision.unsplit,
+        disaggregated=decision.disaggregated,
+        candidates=(Candidate(alpha_id, beta_id, cut, prediction),),
+        reason="forced by the request",
+    )
+
+
+def _pair(decision: Decision, pool: PoolView, geometries: dict[str, Geometry]) -> tuple[str, str]:
+    """The policy's first choice and the least loaded instance it can hand over to."""
+    views = sorted(pool.instances, key=lambda view: view.instance_id != decision.alpha_id)
+    for alpha in views:
+        peers = [
+            view
+            for view in pool.instances
+            if view.instance_id != alpha.instance_id
+            and geometries[view.instance_id] == geometries[alpha.instance_id]
+        ]
+        if peers:
+            return alpha.instance_id, min(peers, key=_busy).instance_id
+    raise _invalid("a cut needs two ready instances with equal KV geometry")
+
+
+def _busy(view: InstanceView) -> tuple[int, str]:
+    alive = view.num_decodes + view.pending_decodes
+    return view.outstanding_prefill_tokens + 100 * alive, view.instance_id
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(message, FORCED_CUT_PARAM)
+
+
+def choose_coordinator(handoff_id: str, coordinators: Iterable[str]) -> str | None:
+    """Rendezvous hashing: every scheduler picks the same, and few handoffs move when one goes."""
+    return max(coordinators, key=lambda one: _weight(handoff_id, one), default=None)
+
+
+def _weight(handoff_id: str, coordinator_id: str) -> bytes:
+    return blake2b(f"{handoff_id}/{coordinator_id}".encode(), digest_size=8).digest()
+
+
+def carry_out(
+    place: Place,
+    request: RequestView,
+    decision: Decision,
+    *,
+    scheduler_id: str,
+    policy: str,
+    coordinators: Iterable[str],
+    now_s: float,
+    handoff_timeout_s: float,
+    max_candidates: int,
+    decision_s: float = 0.0,
+) -> Placement:
+    """The messages of a decision."""
+    handoff_id = f"{place.request.request_id}.{place.epoch}"
+    coordinator_id = None
+    if decision.cut is not None:
+        coordinator_id = choose_coordinator(handoff_id, coordinators)
+    plan = Plan(
+        request_id=place.request.request_id,
+        epoch=place.epoch,
+        scheduler_id=scheduler_id,
+        policy=policy,
+        alpha_id=decision.alpha_id,
+        beta_id=decision.beta_id,
+        cut=decision.cut,
+        coordinator_id=coordinator_id,
+        handoff_id=handoff_id if coordinator_id is not None else None,
+        reason=decision.reason,
+        control_group=decision.control_group,
+        traffic_class=request.traffic_class,
+        predicted_output_tokens=request.length.mean,
+        unsplit=_told(decision.unsplit),
+        disaggregated=_told(decision.disaggregated),
+        chosen=_told(decision.chosen),
+        candidates=_cheapest(decision.candidates, max_candidates),
+        decision_s=decision_s,
+    )
+    if decision.cut is None or decision.beta_id is None or coordinator_id is None:
+        whole = Segment(
+            role="whole", epoch=place.epoch, gateway_id=place.gateway_id, request=place.request
+        )
+        return Placement(plan, [(decision.alpha_id, whole)], None, request)
+    deadline_s = _handoff_deadline_s(place, request, decision.cut, now_s, handoff_timeout_s)
+    opening = HandoffOpen(
+        handoff_id=handoff_id,
+        request_id=place.request.request_id,
+        epoch=place.epoch,
+        alpha_id=decision.alpha_id,
+        beta_id=decision.beta_id,
+        cut=decision.cut,
+        deadline_s=deadline_s,
+        transport=place.forced_transport,
+        traceparent=(place.request.trace_headers or {}).get("traceparent"),
+    )
+    return Placement(plan, _segments(place, opening, coordinator_id), opening, request)
+
+
+def _segments(place: Place, opening: HandoffOpen, coordinator_id: str) -> list[tuple[str, Segment]]:
+    sides = (
+        ("alpha", opening.alpha_id, opening.beta_id),
+        ("beta", opening.beta_id, opening.alpha_id),
+    )
+    return [
+        (
+            instance_id,
+            Segment(
+                role="alpha" if role == "alpha" else "beta",
+                epoch=place.epoch,
+                gateway_id=place.gateway_id,
+                request=place.request,
+                handoff=HandoffRef(
+                    handoff_id=opening.handoff_id,
+                    cut=opening.cut,
+                    peer_id=peer_id,
+                    coordinator_id=coordinator_id,
+                    deadline_s=opening.deadline_s,
+                ),
+            ),
+        )
+        for role, instance_id, peer_id in sides
+    ]
+
+
+def _handoff_deadline_s(
+    place: Place, request: RequestView, cut: int, now_s: float, timeout_s: float
+) -> float:
+    decoded = max(0, cut - request.num_prompt_tokens)
+    allowed_s = timeout_s + 2.0 * decoded * request.slo_tbt_s
+    return min(place.request.deadline_s, now_s + allowed_s)
+
+
+def _told(prediction: Prediction | None) -> messages.Prediction | None:
+    if prediction is None:
+        return None
+    return messages.Prediction(
+        ttft_s=prediction.ttft_s, tbt_s=prediction.tbt_s, cost=prediction.cost
+    )
+
+
+def _cheapest(candidates: Iterable[Candidate], count: int) -> list[messages.Candidate]:
+    chosen = sorted(candidates, key=lambda candidate: candidate.prediction.cost)[:count]
+    return [
+        messages.Candidate(
+            alpha_id=candidate.alpha_id,
+            beta_id=candidate.beta_id,
+            cut=candidate.cut,
+            prediction=messages.Prediction(
+                ttft_s=candidate.prediction.ttft_s,
+                tbt_s=candidate.prediction.tbt_s,
+                cost=candidate.prediction.cost,
+            ),
+        )
+        for candidate in chosen
+    ]
+
+
+def geometries_of(records: Iterable[InstanceRecord]) -> dict[str, Geometry]:
+    return {record.instance_id: record.geometry for record in records}

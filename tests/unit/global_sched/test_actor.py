@@ -1,0 +1,246 @@
+"""The scheduler on a bus: questions answered once, segments published once, refusals told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from pydantic import BaseModel
+
+from services.global_sched.actor import SchedulerActor
+from services.global_sched.settings import SchedulerSettings
+from shared.bus import Delivery
+from shared.bus_memory import MemoryBus
+from shared.clock import SystemClock
+from shared.errors import BusTimeout
+from shared.registry import PoolRegistry, record_key
+from shared.schemas.events import RequestRecord
+from shared.schemas.handoff import HandoffOpen
+from shared.schemas.place import PLACE_REPLY, Place, PlaceRefused, PlaceReply, Plan, SetPolicy
+from shared.schemas.registry import Record
+from shared.schemas.request import Slo
+from shared.schemas.segment import ControlReply, Segment
+from shared.subjects import Subjects
+from tests.unit.global_sched.pool_stage import coordinator, instance, load, question
+
+SUBJECTS = Subjects("default")
+
+
+@dataclass
+class Scene:
+    bus: MemoryBus
+    actor: SchedulerActor
+    sent: list[tuple[str, BaseModel]] = field(default_factory=list)
+
+    async def register(self, *records: Record) -> None:
+        bucket = await self.bus.records(SUBJECTS.registry_bucket, 5.0)
+        for record in records:
+            await bucket.put(record_key(record), record)
+        names = {record.instance_id for record in records}
+        registry = self.actor.registry
+        known = lambda r: names <= set(r.instances) | set(r.coordinators)  # noqa: E731
+        await asyncio.wait_for(registry.wait_until(known), 5)
+
+    async def ask(self, place: Place, timeout_s: float = 5.0) -> PlaceReply:
+        reply = await self.bus.request(SUBJECTS.place, place, timeout_s)
+        return PLACE_REPLY.validate_json(reply.data)
+
+    async def plan(self, place: Place) -> Plan:
+        reply = await self.ask(place)
+        assert isinstance(reply, Plan), reply
+        return reply
+
+    async def refusal(self, place: Place) -> PlaceRefused:
+        reply = await self.ask(place)
+        assert isinstance(reply, PlaceRefused), reply
+        return reply
+
+    async def on_segment(self, delivery: Delivery) -> None:
+        instance_id = delivery.subject.split(".")[3]
+        self.sent.append((instance_id, Segment.model_validate_json(delivery.data)))
+
+    async def on_handoff(self, delivery: Delivery) -> None:
+        coordinator_id = delivery.subject.split(".")[3]
+        self.sent.append((coordinator_id, HandoffOpen.model_validate_json(delivery.data)))
+
+
+@contextlib.asynccontextmanager
+async def scheduler(**settings: object) -> AsyncIterator[Scene]:
+    bus = MemoryBus()
+    options = SchedulerSettings.model_validate({"id": "s", "policy": "round_robin", **settings})
+    scene = Scene(bus, SchedulerActor(bus, options))
+    await bus.subscribe(SUBJECTS.segment("*"), scene.on_segment)
+    await bus.subscribe(SUBJECTS.handoff("*"), scene.on_handoff)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(scene.actor.run())
+        await scene.actor.ready.wait()
+        try:
+            yield scene
+        finally:
+            scene.actor.stop()
+    await bus.close()
+
+
+async def test_a_request_is_placed_and_its_segment_published_before_the_answer() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"))
+        plans = [await scene.plan(question(f"r{i}")) for i in range(4)]
+        assert [plan.alpha_id for plan in plans] == ["a", "b", "a", "b"]
+        assert [to for to, _ in scene.sent] == ["a", "b", "a", "b"]
+        assert plans[0].policy == "round_robin" and plans[0].decision_s > 0.0
+
+
+async def test_a_cut_request_opens_its_handoff_at_the_coordinator_the_segments_name() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"), coordinator("c"), coordinator("d"))
+        plan = await scene.plan(question(cut=50))
+        assert plan.coordinator_id in ("c", "d")
+        by_receiver = dict(scene.sent)
+        opening = by_receiver[plan.coordinator_id]
+        assert isinstance(opening, HandoffOpen) and opening.handoff_id == plan.handoff_id
+        for name in "ab":
+            segment = by_receiver[name]
+            assert isinstance(segment, Segment) and segment.handoff is not None
+            assert segment.handoff.coordinator_id == plan.coordinator_id
+            assert segment.handoff.deadline_s == opening.deadline_s
+
+
+async def test_asking_again_gets_the_same_plan_and_places_nothing_again() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"))
+        place = question()
+        plans = await asyncio.gather(*(scene.plan(place) for _ in range(5)))
+        assert all(plan == plans[0] for plan in plans)
+        assert len(scene.sent) == 1
+
+
+async def test_a_higher_epoch_is_placed_anew_and_a_lower_one_is_never_answered() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"))
+        assert (await scene.plan(question(epoch=1))).alpha_id == "a"
+        assert (await scene.plan(question(epoch=2, avoid=("a",)))).alpha_id == "b"
+        with pytest.raises(BusTimeout):
+            await scene.ask(question(epoch=1), timeout_s=0.1)
+        assert len(scene.sent) == 2
+
+
+async def test_a_question_past_its_deadline_is_dropped() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"))
+        with pytest.raises(BusTimeout):
+            await scene.ask(question(expires_s=-1.0), timeout_s=0.1)
+        assert scene.sent == []
+
+
+async def test_with_nothing_in_the_pool_the_answer_is_no_instance() -> None:
+    async with scheduler() as scene:
+        assert (await scene.refusal(question())).code == "no_instance"
+        await scene.register(instance("a", state="draining"))
+        assert (await scene.refusal(question("r2"))).code == "no_instance"
+
+
+async def test_an_impossible_forced_cut_is_refused_with_its_parameter() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"), coordinator())
+        refusal = await scene.refusal(question(cut=119))
+        assert (refusal.code, refusal.param) == ("invalid", "vllm_xargs.dynaserve_cut")
+        assert scene.sent == []
+
+
+async def test_beyond_the_bound_questions_are_refused_with_a_time_to_come_back() -> None:
+    async with scheduler(max_pending=1) as scene:
+        await scene.register(instance("a"))
+        replies = await asyncio.gather(*(scene.ask(question(f"r{i}")) for i in range(30)))
+        refused = [reply for reply in replies if isinstance(reply, PlaceRefused)]
+        assert {reply.code for reply in refused} <= {"overloaded"}
+        assert all((reply.retry_after_s or 0.0) > 0.0 for reply in refused)
+        assert len(scene.sent) == 30 - len(refused)
+
+
+async def test_the_policy_can_be_switched_at_run_time_with_roles_for_the_instances() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"), instance("b"), coordinator())
+        options = {"roles": {"a": "decode", "b": "prefill"}}
+        switch = SetPolicy.model_validate({"policy": "disaggregated", "options": options})
+        reply = await scene.bus.request(SUBJECTS.all_schedulers, switch, 5.0)
+        assert ControlReply.model_validate_json(reply.data).ok
+        plan = await scene.plan(question())
+        assert (plan.policy, plan.alpha_id, plan.beta_id) == ("disaggregated", "b", "a")
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        SetPolicy(policy="nonsense"),
+        SetPolicy(policy="colocated", options={"x": 1}),
+        SetPolicy(policy="colocated", options={"roles": {"a": "boss"}}),
+    ],
+)
+async def test_a_wrong_switch_changes_nothing_and_says_so(switch: SetPolicy) -> None:
+    async with scheduler() as scene:
+        reply = await scene.bus.request(SUBJECTS.all_schedulers, switch, 5.0)
+        assert not ControlReply.model_validate_json(reply.data).ok
+        assert scene.actor.policy_name == "round_robin"
+
+
+async def test_the_record_in_the_registry_names_the_policy() -> None:
+    async with scheduler() as scene:
+        registry = PoolRegistry(scene.bus, SUBJECTS)
+        watch = asyncio.create_task(registry.run())
+        await asyncio.wait_for(registry.wait_until(lambda r: "s" in r.schedulers), 5)
+        assert registry.schedulers["s"].policy == "round_robin"
+        await scene.bus.request(SUBJECTS.all_schedulers, SetPolicy(policy="colocated"), 5.0)
+        switched = lambda r: r.schedulers["s"].policy == "colocated"  # noqa: E731
+        await asyncio.wait_for(registry.wait_until(switched), 5)
+        watch.cancel()
+
+
+async def test_the_least_loaded_instance_is_chosen_by_telemetry_and_own_placements() -> None:
+    async with scheduler(policy="colocated") as scene:
+        await scene.register(instance("a"), instance("b"))
+        await scene.bus.publish(SUBJECTS.telemetry("a"), load("a", outstanding_prefill_tokens=250))
+        while (
+            scene.actor.pool.view(0.0, scene.actor.pool.ready())
+            .instances[0]
+            .outstanding_prefill_tokens
+            == 0
+        ):
+            await asyncio.sleep(0)
+        chosen = [(await scene.plan(question(f"r{i}"))).alpha_id for i in range(5)]
+        assert chosen[:2] == ["b", "b"] and "a" in chosen
+
+
+async def test_finished_requests_teach_the_length_prediction() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"))
+        plan = await scene.plan(question(max_tokens=1000))
+        for number in range(16):
+            record = RequestRecord(
+                request_id=f"old{number}",
+                gateway_id="g",
+                arrival_at_s=SystemClock().unix_s(),
+                num_prompt_tokens=5,
+                num_output_tokens=7,
+                num_cached_tokens=0,
+                slo=Slo(ttft_s=1.0, tbt_s=0.1),
+                outcome="stop",
+                e2e_s=1.0,
+                slo_met=True,
+                epochs=1,
+                plan=plan,
+            )
+            await scene.bus.publish(SUBJECTS.request_events, record)
+        while scene.actor.lengths.predict("default", 1000).mean != 7.0:
+            await asyncio.sleep(0)
+        assert (await scene.plan(question("r2", max_tokens=1000))).predicted_output_tokens == 7.0
+
+
+async def test_a_stopping_scheduler_answers_what_was_asked_before() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"))
+        questions = [asyncio.create_task(scene.ask(question(f"r{i}"))) for i in range(20)]
+        await asyncio.sleep(0)
+        scene.actor.stop()
+        answers = await asyncio.gather(*questions)
+        assert all(isinstance(reply, Plan) for reply in answers)

@@ -1,0 +1,101 @@
+"""The snapshot: what instances report plus what was placed since, and nothing twice."""
+
+from services.global_sched.length_predictor import LengthPredictor
+from services.global_sched.placement import request_view
+from services.global_sched.policy.views import InstanceView
+from services.global_sched.pool_view import UNSEEN_S, Burden, PoolTracker, burdens
+from shared.schemas.registry import LatencyCoefficients
+from shared.schemas.telemetry import LinkLoad
+from tests.unit.global_sched.pool_stage import instance, load, question
+
+
+def tracked(*names: str) -> PoolTracker:
+    tracker = PoolTracker()
+    for name in names:
+        tracker.on_record(name, instance(name))
+    return tracker
+
+
+def seen(tracker: PoolTracker, name: str) -> InstanceView:
+    views = tracker.view(0.0, tracker.ready()).instances
+    return next(view for view in views if view.instance_id == name)
+
+
+def test_a_placement_counts_until_telemetry_names_it() -> None:
+    tracker = tracked("a")
+    tracker.on_load(load("a", 1, outstanding_prefill_tokens=10))
+    tracker.on_placed("a", "r", Burden(100, 1, 120), 1e9)
+    assert seen(tracker, "a").outstanding_prefill_tokens == 110
+    assert seen(tracker, "a").pending_decodes == 1
+    assert seen(tracker, "a").kv_free_tokens == 16_000 - 120
+    tracker.on_load(
+        load("a", 2, outstanding_prefill_tokens=110, num_waiting=1, admitted_request_ids=["r"])
+    )
+    assert seen(tracker, "a").outstanding_prefill_tokens == 110
+    assert seen(tracker, "a").pending_decodes == 1
+
+
+def test_a_placement_whose_segment_was_lost_stops_counting() -> None:
+    tracker = tracked("a")
+    tracker.on_placed("a", "r", Burden(100, 1, 120), 1000.0)
+    tracker.on_load(load("a", 1, at_s=1000.0 + UNSEEN_S + 1))
+    assert seen(tracker, "a").outstanding_prefill_tokens == 0
+
+
+def test_an_old_report_does_not_replace_a_newer_one_but_a_restart_does() -> None:
+    tracker = tracked("a")
+    tracker.on_load(load("a", 5, num_decodes=5, at_s=10.0))
+    tracker.on_load(load("a", 4, num_decodes=4, at_s=9.0))
+    assert seen(tracker, "a").num_decodes == 5
+    tracker.on_load(load("a", 1, num_decodes=1, at_s=11.0))
+    assert seen(tracker, "a").num_decodes == 1
+
+
+def test_only_ready_instances_are_offered_and_avoided_ones_only_when_nobody_else_is_left() -> None:
+    tracker = tracked("a", "b")
+    tracker.on_record("c", instance("c", state="draining"))
+    assert [r.instance_id for r in tracker.ready()] == ["a", "b"]
+    assert [r.instance_id for r in tracker.ready(["a"])] == ["b"]
+    assert [r.instance_id for r in tracker.ready(["a", "b"])] == ["a", "b"]
+    tracker.on_record("a", None)
+    assert [r.instance_id for r in tracker.ready()] == ["b"]
+
+
+def test_the_view_carries_the_instances_own_model_mode_and_link_speed() -> None:
+    tracker = PoolTracker()
+    latency = LatencyCoefficients(c0_s=0.01, a_s=1e-5, b_s=0.0, p_s=1e-5, q_s=0.0)
+    tracker.on_record("a", instance("a", latency=latency, role="prefill"))
+    link = LinkLoad(peer_id="b", transport="shm", bytes_per_s=5e9, in_flight_bytes=0)
+    tracker.on_load(load("a", batcher_mode="static:512", links=[link], slo_headroom=0.5))
+    view = seen(tracker, "a")
+    assert view.model.base_ms == 10.0 and view.role == "prefill"
+    assert (view.static_tokens, view.link_bytes_per_s, view.slo_headroom) == (512, 5e9, 0.5)
+    assert tracker.view(0.0, tracker.ready()).kv_bytes_per_token == 200
+
+
+def test_roles_can_be_given_at_run_time() -> None:
+    tracker = tracked("a", "b")
+    tracker.set_roles({"a": "decode"})
+    assert (seen(tracker, "a").role, seen(tracker, "b").role) == ("decode", "any")
+    tracker.set_roles({})
+    assert seen(tracker, "a").role == "any"
+
+
+def test_reports_and_placements_of_unknown_instances_are_passed_by() -> None:
+    tracker = tracked("a")
+    tracker.on_load(load("gone"))
+    tracker.on_placed("gone", "r", Burden(1, 1, 1), 0.0)
+    assert seen(tracker, "a").outstanding_prefill_tokens == 0
+
+
+def test_a_cut_divides_the_prompt_between_the_sides() -> None:
+    request = request_view(question(prompt=100), LengthPredictor())
+    whole, nobody = burdens(request, None)
+    assert (whole.prefill_tokens, whole.decodes, nobody) == (100, 1, None)
+    alpha, beta = burdens(request, 60)
+    assert beta is not None
+    assert (alpha.prefill_tokens, alpha.decodes) == (60, 0)
+    assert (beta.prefill_tokens, beta.decodes) == (40, 1)
+    alpha, beta = burdens(request, 110)
+    assert beta is not None
+    assert (alpha.prefill_tokens, alpha.decodes, beta.prefill_tokens) == (100, 1, 0)
