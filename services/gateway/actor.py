@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from services.gateway import metrics, recovery
 from services.gateway.in_flight import Ask, Delivered, InFlight, Outcome, Sink
+from services.gateway.recent import RecentRequests
 from services.gateway.record import Timeline
 from services.gateway.recovery import Failure
 from services.gateway.settings import GatewaySettings
@@ -31,6 +32,7 @@ from shared.errors import (
     RequestFailed,
 )
 from shared.registry import RECORD_TTL_S, Heartbeat, PoolRegistry
+from shared.schemas.handoff import HandoffRecord
 from shared.schemas.message import num_tokens
 from shared.schemas.place import PLACE_REPLY, Plan
 from shared.schemas.registry import GatewayRecord, InstanceRecord, Record
@@ -47,6 +49,7 @@ from shared.schemas.tokens import (
 from shared.subjects import Subjects
 
 LOAD: TypeAdapter[InstanceLoad] = TypeAdapter(InstanceLoad)
+HANDOFF_RECORD: TypeAdapter[HandoffRecord] = TypeAdapter(HandoffRecord)
 SWEEP_S = 0.25
 LINGER_S = 1.0
 """A finished request waits this long for its segments' timings before its record is published."""
@@ -72,6 +75,7 @@ class GatewayActor(Actor):
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
         self.loads: dict[str, InstanceLoad] = {}
+        self.recent = RecentRequests()
         self._sink = sink
         self._url = url
         self._in_flight: dict[str, InFlight] = {}
@@ -85,6 +89,7 @@ class GatewayActor(Actor):
     async def start(self) -> None:
         await self.listen(self.subjects.gateway(self.settings.id), GATEWAY, self._on_message)
         await self.listen(self.subjects.telemetry(), LOAD, self._on_load)
+        await self.listen(self.subjects.handoff_events, HANDOFF_RECORD, self._on_handoff_record)
         self.spawn(self.registry.run(), "registry")
         self.spawn(self._sweep(), "sweep")
         record = GatewayRecord(
@@ -273,6 +278,9 @@ class GatewayActor(Actor):
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
         self.loads[load.instance_id] = load
 
+    async def _on_handoff_record(self, record: HandoffRecord, _delivery: Delivery) -> None:
+        self.recent.add_handoff(record)
+
     # -- failures ---------------------------------------------------------------------------------
 
     def _recover(self, entry: InFlight, failed: Failure) -> None:
@@ -365,6 +373,7 @@ class GatewayActor(Actor):
     def _publish_record(self, entry: InFlight) -> None:
         self._lingering.pop(entry.request_id, None)
         record = entry.record(self.settings.id)
+        self.recent.add_request(record)
         metrics.observe_over(entry, record.slo_met)
         if entry.stream.num_refused:
             metrics.refused.add(entry.stream.num_refused, {"reason": "late or doubled"})
@@ -420,6 +429,16 @@ class GatewayActor(Actor):
             "coordinators": dump(registry.coordinators.values()),
             "gateways": dump(registry.gateways.values()),
             "loads": {key: load.model_dump(mode="json") for key, load in self.loads.items()},
+        }
+
+    def request_view(self, http_request_id: str) -> dict[str, Any] | None:
+        """What became of an HTTP request as JSON values; None while nothing of it is over."""
+        requests, handoffs = self.recent.find(http_request_id)
+        if not requests:
+            return None
+        return {
+            "requests": [record.model_dump(mode="json") for record in requests],
+            "handoffs": [record.model_dump(mode="json") for record in handoffs],
         }
 
     async def reset_prefix_caches(self) -> None:

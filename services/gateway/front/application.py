@@ -1,4 +1,4 @@
-"""vLLM's HTTP application over a pool: its own routes, plus /health and /dynaserve/pool of ours."""
+"""vLLM's HTTP application over a pool: its own routes, plus three routes of ours."""
 
 import argparse
 from collections.abc import Sequence
@@ -81,4 +81,14 @@ def pool_routes(actor: GatewayActor) -> list[Route]:
     async def pool(_request: Request) -> Response:
         return JSONResponse(actor.pool_view())
 
-    return [Route("/health", health), Route("/dynaserve/pool", pool)]
+    async def request(request: Request) -> Response:
+        found = actor.request_view(request.path_params["http_request_id"])
+        if found is None:
+            return error_response(404, "NotFoundError", "no such request is over, or long ago")
+        return JSONResponse(found)
+
+    return [
+        Route("/health", health),
+        Route("/dynaserve/pool", pool),
+        Route("/dynaserve/requests/{http_request_id:path}", request),
+    ]
