@@ -130,8 +130,14 @@ class VllmEngine:
             log.exception("the engine failed")
             events.on_failed(error)
         finally:
-            with contextlib.suppress(Exception):  # at the end of a process that is going away
-                self._core.shutdown()
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Workers and connector end; what vLLM would also do (seconds of garbage collection) is
+        left to the end of the process, which follows."""
+        with contextlib.suppress(Exception):
+            self._core.model_executor.shutdown()
+            self._core.scheduler.shutdown()
 
     def _launch(self) -> EngineInfo:
         config = vllm_config(self._settings)
