@@ -7,7 +7,8 @@ DynaServeError
 ├── RequestFailed         ran and failed, recovery included (HTTP 500)
 ├── BusError              the bus is away or refused
 │   ├── NoResponder       nobody listens on the subject
-│   └── BusTimeout        no answer within its deadline
+│   ├── BusTimeout        no answer within its deadline
+│   └── NatsServerError   the embedded NATS server cannot be found or started
 ├── GeometryMismatch      two instances cannot exchange KV
 ├── HandoffError          a handoff cannot go on
 │   └── BookFull          too many handoffs open
@@ -62,6 +63,10 @@ class BusTimeout(BusError):
         super().__init__(f"no answer on {subject} within {timeout_s} s")
         self.subject = subject
         self.timeout_s = timeout_s
+
+
+class NatsServerError(BusError):
+    """The embedded NATS server cannot be found, started or reached."""
 
 
 class GeometryMismatch(DynaServeError):

@@ -1,5 +1,6 @@
 """NATS as part of the product: a server started beside the services."""
 
-from infra.nats.server import EmbeddedNats, NatsServerError
+from infra.nats.server import EmbeddedNats
+from shared.errors import NatsServerError
 
 __all__ = ["EmbeddedNats", "NatsServerError"]

@@ -4,11 +4,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from shared.errors import NatsServerError
+
 PROGRAM = "nats-server"
-
-
-class NatsServerError(Exception):
-    """The embedded NATS server cannot be found, started or reached."""
 
 
 def find_nats_server() -> Path:

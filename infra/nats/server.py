@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from infra.nats.binary import NatsServerError, find_nats_server
+from infra.nats.binary import find_nats_server
 from infra.nats.config import NatsConfig
 from infra.processes import die_with_parent
+from shared.errors import NatsServerError
 
 __all__ = ["EmbeddedNats", "NatsServerError"]
 

@@ -1,0 +1,1 @@
+"""The ``dynaserve`` command; one file a verb."""
