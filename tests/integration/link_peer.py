@@ -7,12 +7,13 @@ first, then "ready", "arriving", "complete", "failed ..." as they happen.
 import json
 import sys
 import threading
+from collections.abc import Callable
 
 import torch
 
 from services.kv_transfer.links import KvPort
 
-NUM_LAYERS, NUM_BLOCKS = 4, 64
+NUM_LAYERS, NUM_BLOCKS = 4, 256
 
 
 def make_layers(seed: int, block_bytes: int) -> list[torch.Tensor]:
@@ -52,7 +53,11 @@ def main(seed: int, block_bytes: int, transports: list[str]) -> None:
     )
     threading.Thread(target=report, args=(port, news), daemon=True).start()
     say(port.address)
-    calls = {"expect": port.expect, "offer": port.offer, "stage": port.stage}
+    calls: dict[str, Callable[..., object]] = {
+        "expect": port.expect,
+        "offer": port.offer,
+        "stage": port.stage,
+    }
     for line in sys.stdin:
         command = json.loads(line)
         calls[command.pop("do")](**command)

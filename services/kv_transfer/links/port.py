@@ -8,6 +8,7 @@ holds its blocks, so a receiver buffers nothing; a sender buffers at most ``stag
 Anybody who reaches the address and knows the geometry is believed: keep it on a private network.
 """
 
+import atexit
 import secrets
 import socket
 import time
@@ -85,6 +86,8 @@ class KvPort:
         self._listener = Listener(sockets, self._receiver.accept, expire, self._tuning)
         self._listener.start()
         self._closed = False
+        # A daemon thread that is killed inside a tensor operation aborts the whole process.
+        atexit.register(self.close)
 
     @staticmethod
     def _listen(host: str, port_id: str, transports: Sequence[str]) -> dict[str, socket.socket]:
@@ -174,6 +177,7 @@ class KvPort:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         join_until = time.monotonic() + self._tuning.join_timeout_s
         self._sender.close(join_until)
         self._receiver.close(join_until)
