@@ -27,6 +27,8 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "up": Verb("dynaserve.cli.up:up", "Serve a model on this machine: the whole pool.", raw=True),
     "gateway": Verb("services.gateway.__main__:main", "Run one gateway.", raw=True),
+    "scheduler": Verb("services.global_sched.__main__:main", "Run one scheduler.", raw=True),
     "instance": Verb("services.gpu_instance.__main__:main", "Run one GPU instance.", raw=True),
+    "kv-transfer": Verb("services.kv_transfer.__main__:main", "Coordinate KV handoffs.", raw=True),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }
