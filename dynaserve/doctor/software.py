@@ -32,7 +32,7 @@ def judge_software(installed: Installed, has_gpu: bool) -> list[Finding]:
     return [
         judge_python(sys.version_info[:3]),
         judge_vllm(installed, has_gpu),
-        judge_torch(installed, has_gpu),
+        judge_torch(installed),
         judge_companions(installed),
     ]
 
@@ -71,7 +71,7 @@ def judge_vllm(installed: Installed, has_gpu: bool) -> Finding:
     return ok("vllm", said)
 
 
-def judge_torch(installed: Installed, has_gpu: bool) -> Finding:
+def judge_torch(installed: Installed) -> Finding:
     """The build that the installed vLLM was made for."""
     if "torch" not in installed:
         return fail("torch", "not installed", "run scripts/setup")
