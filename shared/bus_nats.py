@@ -22,6 +22,7 @@ log = logging.getLogger("dynaserve.bus")
 
 CONNECT_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
+OPEN_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0
 RECONNECT_BUFFER_BYTES = 8 * 2**20
 """What may wait for a server that is away; beyond it publish fails instead of growing."""
@@ -64,7 +65,9 @@ class NatsRecords:
             try:
                 context = self._client.jetstream(timeout=RECORD_TIMEOUT_S)
                 self._kv = await context.create_key_value(config)
-            except (nats.errors.Error, TimeoutError) as error:
+            except (nats.errors.TimeoutError, TimeoutError) as error:
+                raise BusTimeout(f"$JS (bucket {self._bucket})", RECORD_TIMEOUT_S) from error
+            except nats.errors.Error as error:
                 raise BusError(
                     f"cannot open the registry bucket {self._bucket}: {error!r}; "
                     "is JetStream on (nats-server -js)?"
@@ -205,9 +208,16 @@ class NatsBus(Bus):
         return _Subscribed(subscription)
 
     async def records(self, bucket: str, ttl_s: float) -> Records:
+        """A server that is slow to answer (or a host that is busy starting) is asked again."""
         records = NatsRecords(self._client, bucket, ttl_s)
-        await records.open()
-        return records
+        deadline_s = asyncio.get_running_loop().time() + OPEN_TIMEOUT_S
+        while True:
+            try:
+                await records.open()
+                return records
+            except BusTimeout:
+                if asyncio.get_running_loop().time() > deadline_s:
+                    raise
 
     async def close(self) -> None:
         with contextlib.suppress(nats.errors.Error, TimeoutError):

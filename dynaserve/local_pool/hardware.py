@@ -9,6 +9,7 @@ import psutil
 
 NVIDIA_SMI_TIMEOUT_S = 20.0
 MAX_CPU_KV_GIB = 4
+DEMO_CPU_KV_GIB = 1
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def _gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in listed.stdout.splitlines() if line.strip())
 
 
-def cpu_environment(hardware: Hardware, num_instances: int) -> dict[str, str]:
+def cpu_environment(hardware: Hardware, num_instances: int, demo: bool) -> dict[str, str]:
     """vLLM's variables for engines that share a CPU; what the user has set stays."""
-    kv_gib = int(0.3 * hardware.memory_gib / num_instances)
+    most_gib = DEMO_CPU_KV_GIB if demo else MAX_CPU_KV_GIB
+    kv_gib = min(most_gib, int(0.3 * hardware.memory_gib / num_instances))
     defaults = {
         "OMP_NUM_THREADS": str(max(1, hardware.num_cores // num_instances)),
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, min(MAX_CPU_KV_GIB, kv_gib))),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, kv_gib)),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     return {name: value for name, value in defaults.items() if name not in os.environ}

@@ -79,7 +79,7 @@ def _instances(
                 "CUDA_VISIBLE_DEVICES": ",".join(hardware.gpus[n * each : (n + 1) * each])
             }
         else:
-            environment = cpu_environment(hardware, count)
+            environment = cpu_environment(hardware, count, demo=not settings.model)
         role = ("--role", roles[n]) if n < len(roles) else ()
         arguments = (model, *bus, "--id", f"instance-{n}", *role, *extra, *engine_args)
         parts.append(Part(f"instance-{n}", "services.gpu_instance", arguments, environment))

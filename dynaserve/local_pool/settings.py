@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
 
 DEMO_ENGINE_ARGS = (
     "--dtype=float32",
@@ -21,13 +21,15 @@ class PoolSettings(BaseSettings):
         frozen=True,
         env_prefix="DYNASERVE_UP_",
         extra="forbid",
-        cli_prog_name="dynaserve up",
+        cli_prog_name="dynaserve up [MODEL]",
         cli_kebab_case=True,
         cli_ignore_unknown_args=True,
     )
 
-    model: CliPositionalArg[str] = Field(
-        default="", description="folder or hub name of the model; none: the built-in demo model"
+    model: str = Field(
+        default="",
+        description="folder or hub name of the model, also as the first argument; none: the "
+        "built-in demo model",
     )
     instances: int | None = Field(
         default=None, ge=1, description="GPU instances; default: one a GPU, or 2 without a GPU"
@@ -71,4 +73,8 @@ class PoolSettings(BaseSettings):
 
 def read_settings(arguments: Sequence[str]) -> PoolSettings:
     """Settings from flags, environment and defaults; exits with usage on a wrong flag."""
-    return PoolSettings(_cli_parse_args=list(arguments))
+    rest = list(arguments)
+    # MODEL comes first or not at all: behind a flag of vLLM's nobody could tell it from a value.
+    if rest and not rest[0].startswith("-"):
+        rest[0] = f"--model={rest[0]}"
+    return PoolSettings(_cli_parse_args=rest)
