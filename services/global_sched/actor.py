@@ -15,9 +15,9 @@ from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.memory import AnswerMemory
 from services.global_sched.placement import (
     Placement,
+    by_id,
     carry_out,
     decide,
-    geometries_of,
     request_view,
 )
 from services.global_sched.policy import POLICIES
@@ -166,7 +166,7 @@ class SchedulerActor(Actor):
             request,
             self.policy,
             self.pool.view(now_s, ready),
-            geometries_of(ready),
+            by_id(ready),
             bool(coordinators),
         )
         decision_s = time.perf_counter() - started_s

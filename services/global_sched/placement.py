@@ -19,15 +19,17 @@ from services.global_sched.policy.views import (
     RequestView,
     SplitPolicy,
 )
-from shared.errors import InvalidRequest, NoInstance
+from shared.errors import HandoffError, InvalidRequest, NoInstance
+from shared.pairing import choose_transport, differences
 from shared.schemas import place as messages
 from shared.schemas.handoff import HandoffOpen
 from shared.schemas.message import num_tokens
 from shared.schemas.place import Place, Plan
-from shared.schemas.registry import Geometry, InstanceRecord
+from shared.schemas.registry import InstanceRecord
 from shared.schemas.segment import HandoffRef, Segment
 
 FORCED_CUT_PARAM = "vllm_xargs.dynaserve_cut"
+FORCED_TRANSPORT_PARAM = "vllm_xargs.dynaserve_transport"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def decide(
     request: RequestView,
     policy: SplitPolicy,
     pool: PoolView,
-    geometries: dict[str, Geometry],
+    records: dict[str, InstanceRecord],
     has_coordinator: bool,
 ) -> Decision:
     """The policy's decision, made possible: what cannot be cut runs whole on alpha.
@@ -87,10 +89,10 @@ def decide(
         raise NoInstance("no instance is ready")
     decision = policy.place(request, pool)
     if place.forced_cut is not None and not place.request.output_token_ids:
-        return force_cut(place, request, decision, pool, geometries, has_coordinator)
+        return force_cut(place, request, decision, pool, records, has_coordinator)
     if decision.cut is None:
         return decision
-    obstacle = _obstacle(place, request, decision, geometries, has_coordinator)
+    obstacle = _obstacle(place, request, decision, records, has_coordinator)
     return decision if obstacle is None else uncut(decision, obstacle)
 
 
@@ -110,7 +112,7 @@ def _obstacle(
     place: Place,
     request: RequestView,
     decision: Decision,
-    geometries: dict[str, Geometry],
+    records: dict[str, InstanceRecord],
     has_coordinator: bool,
 ) -> str | None:
     cut, beta_id = decision.cut, decision.beta_id
@@ -122,15 +124,15 @@ def _obstacle(
         return f"{cut} is outside 1..{request.max_cut}"
     if not has_coordinator:
         return "no KV-transfer coordinator is registered"
-    if geometries[decision.alpha_id] != geometries[beta_id]:
-        return f"{decision.alpha_id} and {beta_id} differ in {_differences(decision, geometries)}"
+    alpha, beta = records[decision.alpha_id], records[beta_id]
+    names = differences(alpha.geometry, beta.geometry)
+    if names:
+        return f"{alpha.instance_id} and {beta.instance_id} differ in {', '.join(names)}"
+    try:
+        choose_transport(alpha, beta, place.forced_transport)
+    except HandoffError as error:
+        return str(error)
     return None
-
-
-def _differences(decision: Decision, geometries: dict[str, Geometry]) -> str:
-    one, other = geometries[decision.alpha_id], geometries[decision.beta_id or ""]
-    names = Geometry.model_fields
-    return ", ".join(name for name in names if getattr(one, name) != getattr(other, name))
 
 
 def force_cut(
@@ -138,7 +140,7 @@ def force_cut(
     request: RequestView,
     decision: Decision,
     pool: PoolView,
-    geometries: dict[str, Geometry],
+    records: dict[str, InstanceRecord],
     has_coordinator: bool,
 ) -> Decision:
     """A cut at ``place.forced_cut`` between two instances that can hand over, or InvalidRequest."""
@@ -152,7 +154,11 @@ def force_cut(
         raise _invalid("this request cannot be cut: it must run on one instance")
     if not has_coordinator:
         raise _invalid("no KV-transfer service is in the pool, so nothing can be cut")
-    alpha_id, beta_id = _pair(decision, pool, geometries)
+    alpha_id, beta_id = _pair(decision, pool, records)
+    try:
+        choose_transport(records[alpha_id], records[beta_id], place.forced_transport)
+    except HandoffError as error:
+        raise InvalidRequest(str(error), FORCED_TRANSPORT_PARAM) from error
     prediction = decision.chosen
     return Decision(
         kind="cut",
@@ -167,7 +173,9 @@ def force_cut(
     )
 
 
-def _pair(decision: Decision, pool: PoolView, geometries: dict[str, Geometry]) -> tuple[str, str]:
+def _pair(
+    decision: Decision, pool: PoolView, records: dict[str, InstanceRecord]
+) -> tuple[str, str]:
     """The policy's first choice and the least loaded instance it can hand over to."""
     views = sorted(pool.instances, key=lambda view: view.instance_id != decision.alpha_id)
     for alpha in views:
@@ -175,7 +183,7 @@ def _pair(decision: Decision, pool: PoolView, geometries: dict[str, Geometry]) -
             view
             for view in pool.instances
             if view.instance_id != alpha.instance_id
-            and geometries[view.instance_id] == geometries[alpha.instance_id]
+            and records[view.instance_id].geometry == records[alpha.instance_id].geometry
         ]
         if peers:
             return alpha.instance_id, min(peers, key=_busy).instance_id
@@ -317,5 +325,5 @@ def _cheapest(candidates: Iterable[Candidate], count: int) -> list[messages.Cand
     ]
 
 
-def geometries_of(records: Iterable[InstanceRecord]) -> dict[str, Geometry]:
-    return {record.instance_id: record.geometry for record in records}
+def by_id(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:
+    return {record.instance_id: record for record in records}

@@ -92,9 +92,6 @@ class PoolTracker:
             return PoolView(now_s, views)
         return PoolView(now_s, views, kv_bytes_per_token=kv_token_bytes(among[0].geometry))
 
-    def geometry(self, instance_id: str) -> Geometry:
-        return self._tracked[instance_id].record.geometry
-
     def _view(self, tracked: _Tracked) -> InstanceView:
         if tracked.view is None:
             tracked.view = self._make_view(tracked)

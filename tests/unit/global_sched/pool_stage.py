@@ -1,6 +1,7 @@
 """Records, loads and questions for tests of the scheduler."""
 
 from shared.clock import SystemClock
+from shared.schemas.handoff import Transport
 from shared.schemas.message import pack_tokens
 from shared.schemas.place import Place
 from shared.schemas.registry import CoordinatorRecord, Geometry, InstanceRecord
@@ -70,6 +71,7 @@ def question(
     cut: int | None = None,
     expires_s: float = 60.0,
     avoid: tuple[str, ...] = (),
+    transport: Transport | None = None,
     **changes: object,
 ) -> Place:
     """What a gateway asks."""
@@ -83,4 +85,11 @@ def question(
         "slo": Slo(ttft_s=1.0, tbt_s=0.1),
     }
     request = GenerationRequest.model_validate(fields | changes)
-    return Place(request=request, epoch=epoch, gateway_id="g", forced_cut=cut, avoid=list(avoid))
+    return Place(
+        request=request,
+        epoch=epoch,
+        gateway_id="g",
+        forced_cut=cut,
+        avoid=list(avoid),
+        forced_transport=transport,
+    )

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.placement import (
     FORCED_CUT_PARAM,
+    FORCED_TRANSPORT_PARAM,
     Placement,
+    by_id,
     carry_out,
     choose_coordinator,
     decide,
-    geometries_of,
     request_view,
 )
 from services.global_sched.policy import POLICIES
@@ -44,7 +45,7 @@ def place_it(
         request,
         POLICIES[policy](),
         tracker.view(0.0, ready),
-        geometries_of(ready),
+        by_id(ready),
         bool(coordinators),
     )
     return carry_out(
@@ -149,6 +150,19 @@ def test_a_static_split_is_at_the_prompts_end_between_the_roles() -> None:
     plan = place_it(question(), "disaggregated").plan
     assert (plan.alpha_id, plan.beta_id, plan.cut) == ("a", "b", 100)
     assert plan.coordinator_id == "c" and plan.handoff_id == "r.1"
+
+
+def test_a_forced_transport_is_carried_to_the_coordinator() -> None:
+    opening = place_it(question(cut=50, transport="tcp")).opening
+    assert opening is not None and opening.transport == "tcp"
+
+
+def test_a_forced_transport_that_joins_no_two_instances_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="nccl") as raised:
+        place_it(question(cut=50, transport="nccl"))
+    assert raised.value.param == FORCED_TRANSPORT_PARAM
+    plan = place_it(question(transport="nccl"), "disaggregated").plan
+    assert plan.cut is None and "nccl" in plan.reason
 
 
 def test_an_empty_pool_takes_nothing() -> None:
