@@ -4,6 +4,7 @@ Every flag that is not one of these belongs to ``vllm serve`` and keeps vLLM's n
 """
 
 import secrets
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
 

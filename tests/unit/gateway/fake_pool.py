@@ -14,7 +14,13 @@ from shared.schemas.place import Place, PlaceRefused, PlaceReply, Plan
 from shared.schemas.registry import Geometry, InstanceRecord, SchedulerRecord
 from shared.schemas.segment import CONTROL, ControlMessage, SegmentCancel
 from shared.schemas.telemetry import InstanceLoad
-from shared.schemas.tokens import SegmentFailed, SegmentTiming, TokenDelta, TokenFrame
+from shared.schemas.tokens import (
+    SegmentFailed,
+    SegmentTiming,
+    TokenDelta,
+    TokenFrame,
+    TokenLogprobs,
+)
 from shared.subjects import Subjects
 
 PLACE: TypeAdapter[Place] = TypeAdapter(Place)
@@ -103,6 +109,9 @@ class FakePool:
         self.records: list[RequestRecord] = []
         self.answer: Callable[[Place], PlaceReply | None] = uncut
         self.play: Callable[[FakePool, Place, Plan], Awaitable[None]] = run_whole
+        self.gate = asyncio.Event()
+        """Answers wait for it; set unless a test clears it."""
+        self.gate.set()
         self._heard = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._heartbeats: dict[str, tuple[Heartbeat, asyncio.Task[None]]] = {}
@@ -212,14 +221,19 @@ class FakePool:
 
     async def _on_place(self, delivery: Delivery) -> None:
         place = PLACE.validate_json(delivery.data)
-        reply = self.answer(place)
-        if reply is not None:
-            await self.bus.respond(delivery, reply)
         async with self._heard:
             self.places.append(place)
             self._heard.notify_all()
+        self.spawn(self._serve(place, delivery))
+
+    async def _serve(self, place: Place, delivery: Delivery) -> None:
+        await self.gate.wait()
+        reply = self.answer(place)
+        if reply is None:
+            return
+        await self.bus.respond(delivery, reply)
         if isinstance(reply, Plan):
-            self.spawn(_as_coroutine(self.play(self, place, reply)))
+            await self.play(self, place, reply)
 
     async def _on_control(self, delivery: Delivery) -> None:
         async with self._heard:
@@ -230,10 +244,6 @@ class FakePool:
         async with self._heard:
             self.records.append(RequestRecord.model_validate_json(delivery.data))
             self._heard.notify_all()
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work
 
 
 def delta(place: Place, position: int, tokens: list[int], **fields: object) -> TokenDelta:
@@ -249,8 +259,14 @@ def delta(place: Place, position: int, tokens: list[int], **fields: object) -> T
 
 
 def token_at(position: int) -> int:
-    """The token the scripted engine makes for ``position``: never a special one."""
-    return 100 + position % 26
+    """The token the scripted engine makes for ``position``: a letter of the demo tokenizer."""
+    return 73 + position % 26
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def run_whole(pool: FakePool, place: Place, plan: Plan) -> None:
@@ -261,11 +277,24 @@ async def run_whole(pool: FakePool, place: Place, plan: Plan) -> None:
     for position in range(start, end):
         by_beta = plan.cut is not None and position > max(first - 1, plan.cut)
         instance_id = plan.beta_id if by_beta and plan.beta_id else plan.alpha_id
-        finish = {"finish_reason": "length"} if position == end - 1 else {}
-        await pool.emit(place, instance_id, position, [token_at(position)], **finish)
+        fields: dict[str, object] = {"logprobs": logprobs_of(place, position)}
+        if position == end - 1:
+            fields["finish_reason"] = "length"
+        await pool.emit(place, instance_id, position, [token_at(position)], **fields)
     await pool.end(place, plan.alpha_id, "whole" if plan.beta_id is None else "alpha")
     if plan.beta_id is not None:
         await pool.end(place, plan.beta_id, "beta")
+
+
+def logprobs_of(place: Place, position: int) -> TokenLogprobs | None:
+    """The sampled token and as many others as were asked for."""
+    count = (place.request.sampling_params or {}).get("logprobs")
+    if not isinstance(count, int):
+        return None
+    rivals = [token_at(position + i) for i in range(count + 1)]
+    return TokenLogprobs(
+        token_ids=[rivals], logprobs=[[-0.1 * (i + 1) for i in range(count + 1)]], ranks=[1]
+    )
 
 
 async def stay_silent(pool: FakePool, place: Place, plan: Plan) -> None:
