@@ -37,7 +37,7 @@ async def _serve(settings: PoolSettings) -> str | None:
         starting = asyncio.create_task(pool.start())
         if not await _first(starting, stopped):
             return None
-        console.print(_welcome(pool, time.monotonic() - started_s))
+        console.print(_welcome(pool, time.monotonic() - started_s), soft_wrap=True)
         serving = asyncio.create_task(pool.wait())
         return serving.result() if await _first(serving, stopped) else None
     finally:

@@ -127,7 +127,7 @@ class LocalPool:
         assert self._failed is not None
         deadline_s = time.monotonic() + self.settings.ready_timeout_s
         async with httpx.AsyncClient(base_url=self.url, timeout=2.0) as client:
-            while not await _is_healthy(client):
+            while not await self._is_ready(client):
                 if self._failed.done():
                     raise PoolDidNotStart(self._failed.result())
                 if time.monotonic() > deadline_s:
@@ -138,9 +138,13 @@ class LocalPool:
                 await asyncio.sleep(POLL_S)
         self._ready = True
 
-
-async def _is_healthy(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/health")).status_code == 200
-    except httpx.TransportError:
-        return False
+    async def _is_ready(self, client: httpx.AsyncClient) -> bool:
+        """A request can be placed, and every instance has joined."""
+        try:
+            if (await client.get("/health")).status_code != 200:
+                return False
+            joined = (await client.get("/dynaserve/pool")).json()["instances"]
+        except httpx.TransportError:
+            return False
+        wanted = {name for name in self.children if name.startswith("instance")}
+        return wanted <= {instance["instance_id"] for instance in joined}
