@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from heapq import nsmallest
 
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.policy.views import (
@@ -21,7 +22,6 @@ from services.global_sched.policy.views import (
 )
 from shared.errors import HandoffError, InvalidRequest, NoInstance
 from shared.pairing import choose_transport, differences
-from shared.schemas import place as messages
 from shared.schemas.handoff import HandoffOpen
 from shared.schemas.message import num_tokens
 from shared.schemas.place import Place, Plan
@@ -226,25 +226,27 @@ def carry_out(
     coordinator_id = None
     if decision.cut is not None:
         coordinator_id = choose_coordinator(handoff_id, coordinators)
-    plan = Plan(
-        request_id=place.request.request_id,
-        epoch=place.epoch,
-        scheduler_id=scheduler_id,
-        policy=policy,
-        alpha_id=decision.alpha_id,
-        beta_id=decision.beta_id,
-        cut=decision.cut,
-        coordinator_id=coordinator_id,
-        handoff_id=handoff_id if coordinator_id is not None else None,
-        reason=decision.reason,
-        control_group=decision.control_group,
-        traffic_class=request.traffic_class,
-        predicted_output_tokens=request.length.mean,
-        unsplit=_told(decision.unsplit),
-        disaggregated=_told(decision.disaggregated),
-        chosen=_told(decision.chosen),
-        candidates=_cheapest(decision.candidates, max_candidates),
-        decision_s=decision_s,
+    plan = Plan.model_validate(
+        {
+            "request_id": place.request.request_id,
+            "epoch": place.epoch,
+            "scheduler_id": scheduler_id,
+            "policy": policy,
+            "alpha_id": decision.alpha_id,
+            "beta_id": decision.beta_id,
+            "cut": decision.cut,
+            "coordinator_id": coordinator_id,
+            "handoff_id": handoff_id if coordinator_id is not None else None,
+            "reason": decision.reason,
+            "control_group": decision.control_group,
+            "traffic_class": request.traffic_class,
+            "predicted_output_tokens": request.length.mean,
+            "unsplit": _told(decision.unsplit),
+            "disaggregated": _told(decision.disaggregated),
+            "chosen": _told(decision.chosen),
+            "candidates": _cheapest(decision.candidates, max_candidates),
+            "decision_s": decision_s,
+        }
     )
     if decision.cut is None or decision.beta_id is None or coordinator_id is None:
         whole = Segment(
@@ -300,28 +302,15 @@ def _handoff_deadline_s(
     return min(place.request.deadline_s, now_s + allowed_s)
 
 
-def _told(prediction: Prediction | None) -> messages.Prediction | None:
-    if prediction is None:
-        return None
-    return messages.Prediction(
-        ttft_s=prediction.ttft_s, tbt_s=prediction.tbt_s, cost=prediction.cost
-    )
+def _told(prediction: Prediction | None) -> dict[str, float] | None:
+    """As a dict: the plan is validated in one call, which costs a third of doing it by parts."""
+    return None if prediction is None else prediction._asdict()
 
 
-def _cheapest(candidates: Iterable[Candidate], count: int) -> list[messages.Candidate]:
-    chosen = sorted(candidates, key=lambda candidate: candidate.prediction.cost)[:count]
+def _cheapest(candidates: Iterable[Candidate], count: int) -> list[dict[str, object]]:
+    chosen = nsmallest(count, candidates, key=lambda candidate: candidate.prediction.cost)
     return [
-        messages.Candidate(
-            alpha_id=candidate.alpha_id,
-            beta_id=candidate.beta_id,
-            cut=candidate.cut,
-            prediction=messages.Prediction(
-                ttft_s=candidate.prediction.ttft_s,
-                tbt_s=candidate.prediction.tbt_s,
-                cost=candidate.prediction.cost,
-            ),
-        )
-        for candidate in chosen
+        candidate._asdict() | {"prediction": candidate.prediction._asdict()} for candidate in chosen
     ]
 
 
