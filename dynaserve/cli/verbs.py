@@ -30,5 +30,9 @@ VERBS: dict[str, Verb] = {
     "scheduler": Verb("services.global_sched.__main__:main", "Run one scheduler.", raw=True),
     "instance": Verb("services.gpu_instance.__main__:main", "Run one GPU instance.", raw=True),
     "kv-transfer": Verb("services.kv_transfer.__main__:main", "Coordinate KV handoffs.", raw=True),
+    "certify": Verb("dynaserve.cli.certify:certify", "Prove that cutting changes nothing."),
+    "bench": Verb(
+        "dynaserve.cli.bench:main", "Replay traces, find capacity, compare systems.", raw=True
+    ),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }
