@@ -27,7 +27,6 @@ NO_EFFECT = {
     "headless": "the gateway is the HTTP server",
     "grpc": "the gateway speaks HTTP",
     "kv_transfer_config": "instances set up their own KV transfer",
-    "api_server_count": "start more gateways instead",
 }
 """Flags of ``vllm serve`` that would silently do nothing here, and why."""
 
@@ -45,6 +44,8 @@ def parse_vllm_args(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} has no effect: {why}")
     if args.data_parallel_size != 1:
         parser.error("--data-parallel-size has no effect: start more instances instead")
+    if args.api_server_count not in (None, 1):
+        parser.error("--api-server-count has no effect: start more gateways instead")
     if args.model_tag is not None:
         args.model = args.model_tag
     configure_logging_from_args(args)
