@@ -38,6 +38,7 @@ class Segment:
         "join_context",
         "join_step",
         "last_token_s",
+        "lost",
         "record",
         "remaining",
         "role",
@@ -64,6 +65,7 @@ class Segment:
         self.last_token_s = -1.0
         self.started = False
         self.cancelled = False
+        self.lost = False
         self.finish_step = 0
         self.join_step = 0
         self.join_context = 0
@@ -132,6 +134,8 @@ class SimInstance:
         self.busy_ms = 0.0
         # views of the scheduler
         self.outstanding_tokens = 0
+        self.lost_tokens = 0
+        """Part of the outstanding tokens that belongs to prompts which yield to all others."""
         self.pending_decodes = 0
         self.pending_context = 0
 
@@ -183,6 +187,7 @@ class SimInstance:
             elif self._unqueue(segment):
                 self.free(segment.context)
                 self.outstanding_tokens -= segment.remaining
+                self.lost_tokens -= segment.remaining if segment.lost else 0
         self._cancelled.clear()
 
     def _unqueue(self, segment: Segment) -> bool:
@@ -215,6 +220,8 @@ class SimInstance:
             else:
                 del ordered[index]
                 lost.append(segment)
+                segment.lost = True
+                self.lost_tokens += segment.remaining
         for segment in lost if reach > 0 else ():
             if reach > 0 and segment not in queue[:1]:
                 reach -= segment.remaining
@@ -321,6 +328,7 @@ class SimInstance:
             if segment is not keep and segment.started and segment.role != "beta":
                 self.kv_used -= segment.context
                 self.outstanding_tokens += segment.context
+                self.lost_tokens += segment.context if segment.lost else 0
                 segment.remaining += segment.context
                 segment.context = 0
                 segment.started = False
@@ -360,6 +368,8 @@ class SimInstance:
             segment.context += take
             segment.remaining -= take
             self.outstanding_tokens -= take
+            if segment.lost:
+                self.lost_tokens -= take
             if segment.remaining == 0:
                 result.prefilled.append(segment)
         self._chunks = []

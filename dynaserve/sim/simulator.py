@@ -212,7 +212,7 @@ class Simulator:
             instance.role,  # type: ignore[arg-type]
             instance.num_decodes,
             instance.context_sum,
-            instance.outstanding_tokens,
+            instance.outstanding_tokens - instance.lost_tokens,
             instance.pending_decodes,
             instance.pending_context,
             instance.kv_capacity - instance.kv_used,
@@ -409,7 +409,7 @@ class Simulator:
         segment.remaining, segment.context = segment.context, 0
         segment.decode_steps -= 1
         segment.emits_first = True
-        segment.started = False
+        segment.started = segment.lost = False
         if segment.role != "alpha":
             instance.pending_decodes += 1
             instance.pending_context += self._prompt_of(segment.record)

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from services.global_sched.policy.baselines import Colocated, Disaggregated, RoundRobin
+from services.global_sched.policy.dynaserve import DynaServe
 from services.global_sched.policy.views import SplitPolicy
 
 POLICIES: dict[str, Callable[[], SplitPolicy]] = {
     "colocated": Colocated,
     "disaggregated": Disaggregated,
+    "dynaserve": DynaServe,
     "round_robin": RoundRobin,
 }

@@ -54,6 +54,7 @@ class InstanceView(NamedTuple):
     num_decodes: int = 0
     decode_context_tokens: int = 0
     outstanding_prefill_tokens: int = 0
+    """Prompt tokens to compute, without prompts whose deadline is lost: those yield."""
     pending_decodes: int = 0
     """Requests that will decode here but are still being prefilled, here or elsewhere."""
     pending_decode_context_tokens: int = 0

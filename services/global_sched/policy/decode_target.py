@@ -1,0 +1,59 @@
+"""How many instances should hold decodes, and which: the pool-level target.
+
+Steps with decodes must end within the TBT SLO, so each pays the step's base cost that often; an
+instance without decodes pays it once per long prefill step. The fewer instances decode, the less
+base cost the pool pays in all. The target is the fewest that can hold every decode of the moment
+(with head room, and within their KV), recomputed at each placement from what is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.global_sched.policy.loads import Load
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """Shares of one."""
+
+    fill: float = 1.0
+    """How much of the room a TBT SLO leaves to decodes a holder is planned to use."""
+    kv_fill: float = 0.8
+    least_gain: float = 0.03
+    """Base cost saved, as a share of the pool, below which everybody may decode."""
+
+
+def decode_holders(
+    loads: Sequence[Load], slo_tbt_ms: float, context_tokens: float, settings: TargetSettings
+) -> set[str]:
+    """Ids of the instances that should decode: those that decode most already."""
+    wanted = _target(loads, slo_tbt_ms, context_tokens, settings)
+    if _saved_share(loads, slo_tbt_ms, wanted) < settings.least_gain:
+        wanted = len(loads)
+    by_decodes = sorted(loads, key=lambda load: (-load.decode_ms, load.wait_ms))
+    return {load.view.instance_id for load in by_decodes[:wanted]}
+
+
+def _target(
+    loads: Sequence[Load], slo_tbt_ms: float, context_tokens: float, settings: TargetSettings
+) -> int:
+    first = loads[0]
+    room_ms = settings.fill * slo_tbt_ms - first.view.model.base_ms
+    if room_ms <= 0.0:
+        return len(loads)
+    # What decodes now, not what waits: a queue of prompts would else spread the decodes just when
+    # gathering them is what makes prompts go faster.
+    decode_ms = sum(load.running_decode_ms for load in loads) + first.own_decode_ms
+    contexts = sum(load.view.decode_context_tokens for load in loads)
+    kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
+    needed = max(decode_ms / room_ms, (contexts + context_tokens) / kv_tokens)
+    return min(max(math.ceil(needed), 1), len(loads))
+
+
+def _saved_share(loads: Sequence[Load], slo_tbt_ms: float, holders: int) -> float:
+    """Share of the pool's time that gathering saves against everybody decoding."""
+    base_ms = loads[0].view.model.base_ms
+    return (len(loads) - holders) / len(loads) * base_ms / slo_tbt_ms

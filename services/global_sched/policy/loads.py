@@ -1,0 +1,60 @@
+"""What the `dynaserve` policy works out about every instance before it weighs candidates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from services.global_sched.policy.predict import (
+    decode_ms,
+    prefill_tokens_per_ms,
+    request_decode_ms,
+    uncached_tokens,
+)
+from services.global_sched.policy.views import InstanceView, PoolView, RequestView
+
+
+class Load(NamedTuple):
+    """One instance as this request would find it. Milliseconds and tokens."""
+
+    view: InstanceView
+    uncached: int
+    """Prompt tokens of this request it would have to compute."""
+    tokens_per_ms: float
+    wait_ms: float
+    """Until the prompts already placed here are done."""
+    running_decode_ms: float
+    """Marginal step time of what decodes here now."""
+    decode_ms: float
+    """Marginal step time of what decodes or will decode here."""
+    own_decode_ms: float
+    """Marginal step time of this request."""
+    kv_free_tokens: int
+    """Free KV less what placed prompts will take."""
+
+    @property
+    def step_ms(self) -> float:
+        """A step without prefill, with this request decoding too."""
+        return self.view.model.base_ms + self.decode_ms + self.own_decode_ms
+
+    def prefill_ms(self, tokens: int) -> float:
+        """Until ``tokens`` of this request's prompt would be done, the queue first."""
+        return self.wait_ms + tokens / self.tokens_per_ms
+
+
+def survey(request: RequestView, pool: PoolView) -> list[Load]:
+    return [_load(view, request) for view in pool.instances]
+
+
+def _load(view: InstanceView, request: RequestView) -> Load:
+    speed = prefill_tokens_per_ms(view, request.slo_tbt_s)
+    return Load(
+        view,
+        uncached_tokens(request, view.instance_id),
+        speed,
+        view.outstanding_prefill_tokens / speed,
+        view.model.decode_step_ms(view.num_decodes, view.decode_context_tokens)
+        - view.model.base_ms,
+        decode_ms(view),
+        request_decode_ms(view, request),
+        view.kv_free_tokens - view.outstanding_prefill_tokens,
+    )
