@@ -51,9 +51,15 @@ class Bus(Protocol):
     """Messages between actors. All methods raise BusError (or a subclass) on failure."""
 
     async def publish(
-        self, subject: str, message: BaseModel, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        message: BaseModel | bytes,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send without waiting for anyone. The caller bounds how much it publishes."""
+        """Send without waiting for anyone. The caller bounds how much it publishes.
+
+        ``bytes`` are a message that is encoded already, for hot paths.
+        """
 
     async def request(
         self,
@@ -81,6 +87,8 @@ class Bus(Protocol):
         """Flush what was published and disconnect."""
 
 
-def encode(message: BaseModel) -> bytes:
-    """Message -> JSON bytes, fields at their defaults left out except the tag and version."""
+def encode(message: BaseModel | bytes) -> bytes:
+    """Message -> JSON bytes, fields that are None left out; bytes are encoded already."""
+    if isinstance(message, bytes):
+        return message
     return message.__pydantic_serializer__.to_json(message, exclude_none=True)

@@ -104,7 +104,10 @@ class MemoryBus(Bus):
         self._closed = False
 
     async def publish(
-        self, subject: str, message: BaseModel, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        message: BaseModel | bytes,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._deliver(Delivery(subject, encode(message), dict(headers or {})))
         await asyncio.sleep(0)

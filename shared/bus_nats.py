@@ -161,7 +161,10 @@ class NatsBus(Bus):
         return cls(client)
 
     async def publish(
-        self, subject: str, message: BaseModel, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        message: BaseModel | bytes,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         try:
             await self._client.publish(

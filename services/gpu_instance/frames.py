@@ -2,36 +2,38 @@
 
 from collections.abc import Iterable
 
-from services.gpu_instance.engine.seam import Emission
-from shared.schemas.tokens import TokenFrame
+import msgspec
+from pydantic import BaseModel
 
-_DELTA_FIELDS = (
-    "logprobs",
-    "prompt_logprobs",
-    "pooling_output",
-    "finish_reason",
-    "stop_reason",
-    "num_cached_tokens",
-    "queued_s",
-)
+from services.gpu_instance.engine.seam import Emission
+from shared.schemas.message import PROTOCOL_VERSION
+
+
+def _encode_part(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    raise TypeError(f"cannot send a {type(value).__name__}")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_part)
 
 
 def build_frames(
     instance_id: str, emissions: Iterable[tuple[str, Emission]]
-) -> list[tuple[str, TokenFrame]]:
-    """(gateway, emission) pairs -> (gateway, frame) pairs, order kept.
+) -> list[tuple[str, bytes]]:
+    """(gateway, emission) pairs -> (gateway, encoded ``TokenFrame``) pairs, order kept.
 
-    Validated from plain dicts in one call per frame: 3.4 us a delta, a quarter less than through
-    the constructors and a third of what ``model_construct`` costs.
+    Written as JSON without making the messages: 1 us a delta instead of 5. The tests hold every
+    field against ``TokenFrame``.
     """
     deltas: dict[str, list[dict[str, object]]] = {}
     for gateway_id, emission in emissions:
         if is_visible(emission):
-            deltas.setdefault(gateway_id, []).append(_delta(emission))
-    return [
-        (gateway_id, TokenFrame.model_validate({"instance_id": instance_id, "deltas": rows}))
-        for gateway_id, rows in deltas.items()
-    ]
+            rows = deltas.get(gateway_id)
+            if rows is None:
+                rows = deltas[gateway_id] = []
+            rows.append(_delta(emission))
+    return [(gateway_id, _frame(instance_id, rows)) for gateway_id, rows in deltas.items()]
 
 
 def is_visible(emission: Emission) -> bool:
@@ -44,16 +46,34 @@ def is_visible(emission: Emission) -> bool:
     )
 
 
+def _frame(instance_id: str, rows: list[dict[str, object]]) -> bytes:
+    return _ENCODER.encode(
+        {"v": PROTOCOL_VERSION, "kind": "tokens", "instance_id": instance_id, "deltas": rows}
+    )
+
+
 def _delta(emission: Emission) -> dict[str, object]:
     delta: dict[str, object] = {
         "request_id": emission.request_id,
         "epoch": emission.epoch,
         "position": emission.position,
         "token_ids": emission.token_ids,
-        "num_preemptions": emission.num_preemptions,
     }
-    for name in _DELTA_FIELDS:
-        value = getattr(emission, name)
-        if value is not None:
-            delta[name] = value
+    # Spelled out: a loop over names costs twice as much, and most are None most of the time.
+    if emission.logprobs is not None:
+        delta["logprobs"] = emission.logprobs
+    if emission.num_cached_tokens is not None:
+        delta["num_cached_tokens"] = emission.num_cached_tokens
+    if emission.queued_s is not None:
+        delta["queued_s"] = emission.queued_s
+    if emission.num_preemptions:
+        delta["num_preemptions"] = emission.num_preemptions
+    if emission.finish_reason is not None:
+        delta["finish_reason"] = emission.finish_reason
+    if emission.stop_reason is not None:
+        delta["stop_reason"] = emission.stop_reason
+    if emission.prompt_logprobs is not None:
+        delta["prompt_logprobs"] = emission.prompt_logprobs
+    if emission.pooling_output is not None:
+        delta["pooling_output"] = emission.pooling_output
     return delta

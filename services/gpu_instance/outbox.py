@@ -27,12 +27,12 @@ class Outbox:
     def __init__(self, bus: Bus, max_pending: int = MAX_PENDING) -> None:
         self._bus = bus
         self._max_pending = max_pending
-        self._pending: deque[tuple[str, BaseModel]] = deque()
+        self._pending: deque[tuple[str, BaseModel | bytes]] = deque()
         self._waiting = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def put(self, subject: str, message: BaseModel) -> None:
+    def put(self, subject: str, message: BaseModel | bytes) -> None:
         if len(self._pending) >= self._max_pending:
             _lost.add(1)
             return
@@ -53,7 +53,7 @@ class Outbox:
         """Return once everything put so far was handed to the bus; the caller bounds the wait."""
         await self._empty.wait()
 
-    async def _publish(self, subject: str, message: BaseModel) -> None:
+    async def _publish(self, subject: str, message: BaseModel | bytes) -> None:
         try:
             await self._bus.publish(subject, message)
         except BusError as error:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from shared.kv_seam import HandoffSignal as HandoffSignal
 from shared.schemas.handoff import HandoffAbort, HandoffStart, Transport
 from shared.schemas.registry import Geometry, LatencyCoefficients
-from shared.schemas.segment import Continuation, Role, Segment, SetBatcher
+from shared.schemas.segment import Continuation, Role, Segment, SetBatcher, TimedStep
 from shared.schemas.telemetry import LinkLoad
 from shared.schemas.tokens import FailureCode, FinishReason, TokenLogprobs
 
@@ -36,9 +36,9 @@ class EngineInfo:
     latency: LatencyCoefficients | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emission:
-    """What one step produced for one segment.
+    """What one step produced for one segment; not frozen, as that would triple its cost.
 
     A segment's last emission has a ``finish_reason``, ``reached_cut`` or a ``failure``; after it
     the engine says nothing more of that (request_id, epoch). Alpha at the cut: ``reached_cut`` and
@@ -166,6 +166,9 @@ class Engine(Protocol):
 
     def accounts(self) -> Future[EngineHoldings]:
         """What is held now."""
+
+    def take_timed_steps(self) -> Future[list[TimedStep]]:
+        """The last steps, at most a few thousand; taken ones are forgotten."""
 
     def stop(self, deadline_s: float) -> None:
         """End within ``deadline_s`` seconds; blocks until then. Emits nothing more."""
