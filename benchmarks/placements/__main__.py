@@ -98,7 +98,7 @@ async def measure(
 ) -> dict[str, object]:
     """One run: answers, and CPU of each process per request."""
     switch = SetPolicy(policy=policy)
-    await bus.request(Subjects("default").all_schedulers, switch, 5.0)
+    await bus.request(Subjects("default").all_schedulers, switch, 10.0)
     asker = Asker(bus, f"{policy}{rate}", seed=1, max_tokens=options.max_tokens)
     before, started_s = cpu_s(processes), time.perf_counter()
     if rate is None:

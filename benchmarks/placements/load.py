@@ -15,7 +15,7 @@ from shared.schemas.place import PLACE_REPLY, Place, Plan
 from shared.schemas.request import GenerationRequest, Slo
 from shared.subjects import Subjects
 
-ASK_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 2.0
 
 
 @dataclass
@@ -109,4 +109,5 @@ class Asker:
             ),
             epoch=1,
             gateway_id="bench",
+            answer_by_s=now_s + ASK_TIMEOUT_S,
         )

@@ -121,10 +121,16 @@ class SchedulerActor(Actor):
                 await self._guarded(self._answer(place, delivery), "place")
             finally:
                 self._queue.task_done()
+            # Nothing above has to wait when there is much to do: without this the answers, the
+            # telemetry and the server's pings would wait until the queue is empty.
+            await asyncio.sleep(0)
 
     async def _answer(self, place: Place, delivery: Delivery) -> None:
-        """Answer from memory, drop what is too late, place what is new."""
-        if place.request.deadline_s <= self.clock.unix_s():
+        """Answer from memory, drop what is too late, place what is new.
+
+        Placing what nobody waits for any more would make the next one late as well.
+        """
+        if _last_use_s(place) <= self.clock.unix_s():
             _dropped.add(1, {"reason": "deadline"})
             return
         known = self.memory.recall(place.request.request_id, place.epoch)
@@ -264,3 +270,9 @@ class SchedulerActor(Actor):
         return SchedulerRecord(
             instance_id=self.id, policy=self.policy_name, started_s=self._started_s
         )
+
+
+def _last_use_s(place: Place) -> float:
+    """When the answer is of no use any more."""
+    deadline_s = place.request.deadline_s
+    return deadline_s if place.answer_by_s is None else min(deadline_s, place.answer_by_s)

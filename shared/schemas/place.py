@@ -23,6 +23,9 @@ class Place(Message):
     avoid: list[InstanceId] = Field(
         default_factory=list, description="instances that just failed it"
     )
+    answer_by_s: float | None = Field(
+        default=None, description="unix time after which the gateway listens no more"
+    )
 
 
 class Prediction(Part):

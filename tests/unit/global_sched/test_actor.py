@@ -133,6 +133,26 @@ async def test_a_question_past_its_deadline_is_dropped() -> None:
         assert scene.sent == []
 
 
+async def test_a_question_nobody_waits_for_any_more_is_dropped() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"))
+        late = question().model_copy(update={"answer_by_s": SystemClock().unix_s() - 0.1})
+        with pytest.raises(BusTimeout):
+            await scene.ask(late, timeout_s=0.1)
+        assert scene.sent == []
+
+
+async def test_many_questions_at_once_do_not_keep_the_loop_from_other_work() -> None:
+    async with scheduler() as scene:
+        await scene.register(instance("a"))
+        questions = [asyncio.create_task(scene.ask(question(f"r{i}"))) for i in range(50)]
+        done_at_turn: list[int] = []
+        while not all(task.done() for task in questions):
+            await asyncio.sleep(0)
+            done_at_turn.append(sum(task.done() for task in questions))
+        assert len(set(done_at_turn)) > 10
+
+
 async def test_with_nothing_in_the_pool_the_answer_is_no_instance() -> None:
     async with scheduler() as scene:
         assert (await scene.refusal(question())).code == "no_instance"
