@@ -1,7 +1,8 @@
 """From settings to a running actor: log, metrics, bus, signals. The same for every service."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import uvloop
@@ -40,15 +41,22 @@ def run_service(name: str, settings: ServiceSettings, build: Callable[[Bus], Act
     if settings.metrics_port is not None:
         port = expose_metrics(name, settings.id, settings.metrics_port)
         log.info("metrics at http://127.0.0.1:%d/metrics", port)
-    try:
+    with one_line_errors(f"{name} {settings.id}"):
         uvloop.run(_run(name, settings, build))
+
+
+@contextlib.contextmanager
+def one_line_errors(who: str) -> Iterator[None]:
+    """Turn an error of ours that ends the process into one line and status 1."""
+    try:
+        yield
     except DynaServeError as error:
-        raise SystemExit(f"{name} {settings.id}: {error}") from error
+        raise SystemExit(f"{who}: {error}") from error
     except BaseExceptionGroup as group:
         ours, others = group.split(DynaServeError)
         if ours is None or others is not None:
             raise
-        raise SystemExit(f"{name} {settings.id}: {_first(ours)}") from group
+        raise SystemExit(f"{who}: {_first(ours)}") from group
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

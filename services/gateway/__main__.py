@@ -8,7 +8,7 @@ import uvloop
 
 from services.gateway.settings import GatewaySettings
 from shared.bus_nats import NatsBus
-from shared.errors import DynaServeError
+from shared.service import one_line_errors
 from shared.telemetry import collect_metrics
 
 
@@ -31,10 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             await bus.close()
 
-    try:
+    with one_line_errors(f"gateway {settings.id}"):
         uvloop.run(run())
-    except DynaServeError as error:
-        raise SystemExit(f"gateway {settings.id}: {error}") from error
 
 
 def _set_up_log(settings: GatewaySettings) -> None:

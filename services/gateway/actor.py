@@ -7,12 +7,12 @@ hot path), ``_recover`` (something failed), ``_over`` (its end).
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Iterable
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from services.gateway import metrics, recovery
 from services.gateway.in_flight import Ask, Delivered, InFlight, Outcome, Sink
+from services.gateway.placing import ask_for_plan
 from services.gateway.recent import RecentRequests
 from services.gateway.record import Timeline
 from services.gateway.recovery import Failure
@@ -22,19 +22,16 @@ from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
 from shared.errors import (
-    BusError,
-    BusTimeout,
     DynaServeError,
     InvalidRequest,
     NoInstance,
-    NoResponder,
     Overloaded,
     RequestFailed,
 )
 from shared.registry import RECORD_TTL_S, Heartbeat, PoolRegistry
 from shared.schemas.handoff import HandoffRecord
 from shared.schemas.message import num_tokens
-from shared.schemas.place import PLACE_REPLY, Plan
+from shared.schemas.place import Plan
 from shared.schemas.registry import GatewayRecord, InstanceRecord, Record
 from shared.schemas.segment import ResetPrefixCache, SegmentCancel
 from shared.schemas.telemetry import InstanceLoad
@@ -157,7 +154,9 @@ class GatewayActor(Actor):
         """Ask until there is a plan or no use in asking; a newer epoch or the end takes over."""
         epoch = entry.epoch
         while entry.epoch == epoch and entry.outcome is None:
-            answer = await self._ask(entry)
+            answer = await ask_for_plan(
+                self.bus, self.subjects.place, entry, self.settings, self.clock
+            )
             if isinstance(answer, Plan):
                 self._on_plan(entry, answer)
                 return
@@ -172,31 +171,6 @@ class GatewayActor(Actor):
                 epoch = entry.epoch
             if answer.pause_s:
                 await self.clock.sleep(answer.pause_s)
-
-    async def _ask(self, entry: InFlight) -> Plan | recovery.Decision:
-        """One question to the schedulers: a plan, or what to do without one."""
-        message = entry.place_message(self.settings.id)
-        headers = entry.ask.request.trace_headers
-        try:
-            reply = await self.bus.request(
-                self.subjects.place, message, self.settings.place_timeout_s, headers
-            )
-        except NoResponder:
-            return recovery.after_silence("no_scheduler", self._situation(entry), self.settings)
-        except BusTimeout:
-            return recovery.after_silence("no_answer", self._situation(entry), self.settings)
-        except BusError as error:
-            return recovery.GiveUp(NoInstance(f"the message bus is away: {error}"))
-        try:
-            answer = PLACE_REPLY.validate_json(reply.data)
-        except ValidationError as error:
-            return recovery.GiveUp(RequestFailed(f"the scheduler's answer is unreadable: {error}"))
-        if isinstance(answer, Plan):
-            return answer
-        return recovery.after_refusal(answer, self._situation(entry), self.settings)
-
-    def _situation(self, entry: InFlight) -> recovery.Situation:
-        return entry.situation(self.clock.monotonic_s(), self.clock.unix_s())
 
     def _on_plan(self, entry: InFlight, plan: Plan) -> None:
         if plan.epoch != entry.epoch or entry.outcome is not None:
@@ -285,7 +259,7 @@ class GatewayActor(Actor):
 
     def _recover(self, entry: InFlight, failed: Failure) -> None:
         """Place the rest of a request anew, behind the tokens its client already has."""
-        decision = recovery.after_failure(failed, self._situation(entry), self.settings)
+        decision = recovery.after_failure(failed, entry.situation(self.clock), self.settings)
         if isinstance(decision, recovery.GiveUp):
             self._give_up(entry, decision.error)
             return
@@ -411,35 +385,6 @@ class GatewayActor(Actor):
         if not any(r.state == "ready" for r in self.registry.instances.values()):
             return "no ready instance is in the pool"
         return None
-
-    def pool_view(self) -> dict[str, Any]:
-        """The pool as JSON values: records by kind and the last load of each instance."""
-
-        def dump(records: Iterable[Record]) -> list[dict[str, Any]]:
-            return [record.model_dump(mode="json") for record in records]
-
-        registry = self.registry
-        return {
-            "pool": self.settings.pool,
-            "gateway_id": self.settings.id,
-            "problem": self.problem(),
-            "in_flight": self.num_in_flight,
-            "instances": dump(registry.instances.values()),
-            "schedulers": dump(registry.schedulers.values()),
-            "coordinators": dump(registry.coordinators.values()),
-            "gateways": dump(registry.gateways.values()),
-            "loads": {key: load.model_dump(mode="json") for key, load in self.loads.items()},
-        }
-
-    def request_view(self, http_request_id: str) -> dict[str, Any] | None:
-        """What became of an HTTP request as JSON values; None while nothing of it is over."""
-        requests, handoffs = self.recent.find(http_request_id)
-        if not requests:
-            return None
-        return {
-            "requests": [record.model_dump(mode="json") for record in requests],
-            "handoffs": [record.model_dump(mode="json") for record in handoffs],
-        }
 
     async def reset_prefix_caches(self) -> None:
         """Tell every instance to forget its cached prefixes."""

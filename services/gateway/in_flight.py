@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 from services.gateway.record import Timeline
 from services.gateway.recovery import Situation
 from services.gateway.stream import TokenStream
+from shared.clock import Clock
 from shared.errors import DynaServeError
 from shared.schemas.events import RequestRecord
 from shared.schemas.handoff import Transport
@@ -82,13 +83,13 @@ class InFlight:
     def request_id(self) -> str:
         return self.ask.request.request_id
 
-    def situation(self, now_s: float, unix_s: float) -> Situation:
+    def situation(self, clock: Clock) -> Situation:
         """What the decisions in ``recovery`` look at."""
         return Situation(
             attempts=self.attempts,
-            now_s=unix_s,
+            now_s=clock.unix_s(),
             deadline_s=self.ask.request.deadline_s,
-            placing_for_s=now_s - self.placing_since_s,
+            placing_for_s=clock.monotonic_s() - self.placing_since_s,
             has_tokens=bool(self.stream.token_ids),
         )
 

@@ -19,6 +19,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from services.gateway.actor import GatewayActor
 from services.gateway.front.front_half import FrontHalf
 from services.gateway.middleware import error_response
+from services.gateway.pool_view import pool_view, request_view
 
 NO_EFFECT = {
     "enable_lora": "LoRA adapters are not served by a pool",
@@ -80,10 +81,10 @@ def pool_routes(actor: GatewayActor) -> list[Route]:
         return error_response(503, "Service Unavailable", f"cannot serve: {problem}")
 
     async def pool(_request: Request) -> Response:
-        return JSONResponse(actor.pool_view())
+        return JSONResponse(pool_view(actor))
 
     async def request(request: Request) -> Response:
-        found = actor.request_view(request.path_params["http_request_id"])
+        found = request_view(actor, request.path_params["http_request_id"])
         if found is None:
             return error_response(404, "NotFoundError", "no such request is over, or long ago")
         return JSONResponse(found)

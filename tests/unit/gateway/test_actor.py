@@ -9,10 +9,13 @@ import pytest
 
 from services.gateway.actor import LINGER_S, SWEEP_S, GatewayActor
 from services.gateway.in_flight import Ask, Delivered
+from services.gateway.pool_view import pool_view, request_view
 from services.gateway.settings import GatewaySettings
+from shared.bus import Delivery
 from shared.bus_memory import MemoryBus
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.errors import (
+    BusError,
     DynaServeError,
     InvalidRequest,
     NoInstance,
@@ -20,7 +23,7 @@ from shared.errors import (
     RequestFailed,
 )
 from shared.schemas.message import pack_tokens, unpack_tokens
-from shared.schemas.place import Place, Plan
+from shared.schemas.place import Place, PlaceRefused, Plan
 from shared.schemas.request import GenerationRequest, Slo
 from tests.unit.gateway.fake_pool import (
     FakePool,
@@ -79,6 +82,13 @@ class RecordingSink:
     async def failed(self, request_id: str = "r") -> DynaServeError:
         await self.until(lambda: request_id in self.failures)
         return self.failures[request_id]
+
+
+class AwayBus(MemoryBus):
+    """A bus on which nothing can be asked."""
+
+    async def request(self, *_args: object, **_options: object) -> Delivery:
+        raise BusError("gone")
 
 
 class Gateway:
@@ -522,11 +532,75 @@ async def test_the_pool_is_shown_as_the_registry_and_the_telemetry_have_it() -> 
     async with gateway() as g:
         await g.pool.report_load("a")
         await settle()
-        view = g.actor.pool_view()
+        view = pool_view(g.actor)
     assert {each["instance_id"] for each in view["instances"]} == {"a", "b"}
     assert [each["instance_id"] for each in view["schedulers"]] == ["s"]
     assert view["loads"]["a"]["num_running"] == 3
     assert view["problem"] is None
+
+
+async def test_what_became_of_a_request_is_shown_by_the_id_the_client_knows() -> None:
+    async with gateway() as g:
+        assert request_view(g.actor, "http") is None
+        g.ask()
+        await g.pool.until(lambda: len(g.pool.records) == 1)
+        view = request_view(g.actor, "http")
+    assert view is not None
+    assert [each["request_id"] for each in view["requests"]] == ["r"]
+    assert view["handoffs"] == []
+
+
+async def test_an_unreadable_answer_is_an_error_and_not_a_wait() -> None:
+    class Nonsense(PlaceRefused):
+        kind: str = "nonsense"  # type: ignore[assignment]
+
+    async with gateway() as g:
+        g.pool.answer = lambda place: Nonsense(
+            request_id="r", epoch=1, code="invalid", message="what"
+        )
+        g.ask()
+        assert "unreadable" in str(await g.sink.failed())
+
+
+async def test_a_bus_that_is_away_is_told_to_the_client() -> None:
+    async with gateway() as g:
+        g.actor.bus = AwayBus()
+        g.ask()
+        assert isinstance(await g.sink.failed(), NoInstance)
+
+
+async def test_tokens_far_ahead_of_a_gap_are_taken_as_a_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def play(pool: FakePool, place: Place, plan: Plan) -> None:
+        if place.epoch == 1:
+            await pool.emit(place, "a", P + 1, EXPECTED[1:])
+        else:
+            await run_whole(pool, place, plan)
+
+    monkeypatch.setattr("services.gateway.stream.MAX_BUFFERED_TOKENS", 3)
+    async with gateway() as g:
+        g.pool.play = play
+        g.ask()
+        await g.sink.finished()
+    assert g.sink.tokens() == EXPECTED
+    assert [place.epoch for place in g.pool.places] == [1, 2]
+
+
+async def test_a_failure_before_the_plan_came_is_recovered_and_the_late_plan_cancelled() -> None:
+    async with gateway(place_timeout_s=5.0) as g:
+        g.pool.answer, g.pool.play = cut_at(P), stay_silent
+        g.pool.gate.clear()
+        g.ask()
+        await g.pool.until(lambda: len(g.pool.places) == 1)
+        first = g.pool.places[0]
+        await g.pool.fail(first, "a", "draining")
+        await g.pool.until(lambda: len(g.pool.places) == 2)
+        g.pool.play = run_whole
+        g.pool.gate.set()
+        await g.sink.finished()
+        await g.pool.until(lambda: {("a", "r", 1), ("b", "r", 1)} <= set(g.pool.cancels()))
+    assert g.sink.tokens() == EXPECTED
 
 
 async def test_health_names_what_is_missing() -> None:
