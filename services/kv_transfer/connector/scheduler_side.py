@@ -13,7 +13,14 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from services.kv_transfer.connector import continuity
-from services.kv_transfer.connector.step import Expect, Filled, Offer, StepTransfers, WorkerNews
+from services.kv_transfer.connector.step import (
+    TOLD,
+    Expect,
+    Filled,
+    Offer,
+    StepTransfers,
+    WorkerNews,
+)
 from shared.kv_seam import HandoffSignal, LostSegment
 from shared.schemas.handoff import HandoffAbort, HandoffPhase, HandoffStart, Side
 from shared.schemas.message import unpack_tokens
@@ -49,6 +56,8 @@ class Alpha(Handoff):
     failed: bool = False
     held: bool = False
     """The request is over, its blocks wait to be sent."""
+    released: bool = False
+    """It was told that no block is held for the handoff any more."""
 
 
 @dataclass(slots=True)
@@ -166,6 +175,8 @@ class SchedulerSide:
                 self._hear_alpha(alpha, what, everyone, tally.num_bytes, tally.transfer_s)
                 if what == "send_failed" and not alpha.failed:
                     self._fail_alpha(alpha, tally.detail)
+                elif what == "unwanted" and not alpha.failed:
+                    self._let_go(alpha)
             elif handoff_id in self._betas:
                 beta = self._betas[handoff_id]
                 if what == "complete" and everyone:
@@ -297,10 +308,24 @@ class SchedulerSide:
         if alpha.request.is_finished() and not alpha.held:
             self._forget(alpha)
 
+    def _let_go(self, alpha: Alpha) -> None:
+        """Beta wants no KV (any more) and says itself why: a running request goes on to its cut."""
+        alpha.failed = True
+        if alpha.held:
+            return  # the workers give its blocks back with the next step
+        self._signal_released(alpha)
+        if alpha.request.is_finished():
+            self._forget(alpha)
+
+    def _signal_released(self, alpha: Alpha) -> None:
+        if not alpha.released:
+            alpha.released = True
+            self._signal(alpha, "released")
+
     def _release(self, alpha: Alpha) -> None:
         """Its blocks are free; it stays in the book while bytes are under way."""
         alpha.held = False
-        self._signal(alpha, "released")
+        self._signal_released(alpha)
         if alpha.failed or alpha.sent:
             self._forget(alpha)
 
@@ -410,7 +435,7 @@ class SchedulerSide:
         self._alphas.pop(side.handoff_id, None)
         self._betas.pop(side.handoff_id, None)
         self._by_request.pop(side.request.request_id, None)
-        for what in ("first_chunk", "staged", "sent", "send_failed", "complete", "receive_failed"):
+        for what in TOLD:
             self._ranks_said.pop((side.handoff_id, what), None)
 
     def _signal(

@@ -87,11 +87,22 @@ class Tally:
         self.detail = self.detail or other.detail
 
 
+TOLD = (
+    "first_chunk",
+    "staged",
+    "sent",
+    "send_failed",
+    "unwanted",  # the receiver gave the handoff up
+    "complete",
+    "receive_failed",
+)
+
+
 @dataclass(slots=True)
 class WorkerNews(KVConnectorWorkerMetadata):
     """What happened on one rank, or (aggregated) on all: (handoff id, what) -> tally.
 
-    What: 'first_chunk', 'staged', 'sent', 'send_failed', 'complete', 'receive_failed'.
+    What: one of ``TOLD``.
     """
 
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)

@@ -196,7 +196,8 @@ class WorkerSide:
             if sent.handoff_id in self._outgoing:
                 self._outgoing[sent.handoff_id].over = True
         for failed in events.failed_outgoing:
-            self._note(failed.handoff_id, "send_failed", detail=failed.reason)
+            what = "unwanted" if failed.unwanted else "send_failed"
+            self._note(failed.handoff_id, what, detail=failed.reason)
             if failed.handoff_id in self._outgoing:
                 self._outgoing[failed.handoff_id].over = True
         for done in events.complete:

@@ -58,6 +58,7 @@ class Failed:
     epoch: int
     reason: str
     num_blocks: int
+    unwanted: bool = False  # outgoing: the receiver gave it up, and says itself why
 
 
 @dataclass

@@ -250,7 +250,7 @@ class Sender(Half):
     def is_cancelled(self, link: OutgoingLink, message: Cancel) -> None:
         with self._changing() as mail:
             if (record := self._match(link, message)) is not None:
-                self._fail(mail, record, f"receiver: {message.reason}", tell=False)
+                self._fail(mail, record, f"receiver: {message.reason}", tell=False, unwanted=True)
 
     def link_lost(self, link: OutgoingLink, reason: str) -> None:
         with self._changing() as mail:
@@ -317,9 +317,17 @@ class Sender(Half):
         self._end(record, record.state(failed=reason))
         mail.append((record.link, Withdraw(record.handoff_id, record.epoch, short(reason))))
 
-    def _fail(self, mail: Mail, record: Outgoing, reason: str, *, tell: bool = True) -> None:
+    def _fail(
+        self,
+        mail: Mail,
+        record: Outgoing,
+        reason: str,
+        *,
+        tell: bool = True,
+        unwanted: bool = False,
+    ) -> None:
         moved = record.cursor - (record.first_block or 0)
-        failed = Failed(record.handoff_id, record.epoch, reason, moved)
+        failed = Failed(record.handoff_id, record.epoch, reason, moved, unwanted)
         self._news.add_failed(failed, outgoing=True)
         self._end(record, record.state(failed=reason))
         if tell:

@@ -274,3 +274,30 @@ def test_with_two_ranks_nothing_counts_before_both_said_it() -> None:
     assert side.on_request_finished(request) is True
     side.hear(heard("sent", num_ranks=2))
     assert phases(side) == ["sent_all"]
+
+
+def test_a_receiver_that_wants_nothing_leaves_the_word_on_why_to_beta() -> None:
+    """Alpha runs on to its cut and says once that it holds nothing for the handoff."""
+    side, request = alpha_at_work()
+    step_of(side, request, 0, 20)
+
+    side.hear(heard("unwanted"))
+    assert phases(side) == ["released"]
+
+    request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    assert side.on_request_finished(request) is False
+    assert phases(side) == []
+    assert side.num_open == 0
+
+
+def test_blocks_held_for_a_receiver_that_wants_nothing_come_back_with_the_next_step() -> None:
+    side, request = alpha_at_work()
+    step_of(side, request, 0, 40)
+    request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    assert side.on_request_finished(request) is True
+
+    side.hear(heard("unwanted"))
+    assert phases(side) == []
+    side.on_transfers_finished({request.request_id}, set())
+    assert phases(side) == ["released"]
+    assert side.num_open == 0
