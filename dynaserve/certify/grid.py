@@ -133,25 +133,30 @@ def cuts(num_prompt: int, num_output: int, block_size: int) -> list[int]:
     return sorted(cut for cut in wanted if 1 <= cut <= last)
 
 
-QUICK_CUTS = 3
-
-
 def cases_of(
     subject: Subject, reference: Outcome, block_size: int, first: int, quick: bool
 ) -> Iterator[Case]:
-    """Every cut of one request; transport, caching and mode go round with the case's number."""
+    """Every cut of one request; transport, caching and load go round with the case's number."""
     num_output = len(reference.token_ids)
     where = cuts(subject.num_prompt, num_output, block_size)
     if quick:
-        where = where[first % 2 :: max(1, len(where) // QUICK_CUTS)][: QUICK_CUTS - 1] + where[-1:]
+        where = few(where, subject.num_prompt, first)
     number = first
-    for cut in dict.fromkeys(where):
+    for cut in where:
         yield make_case(number, subject, cut)
         number += 1
     too_late = subject.num_prompt + num_output
     ends_early = num_output < subject.max_tokens and too_late <= last_cut(subject)
     if subject.group in ENDING_GROUPS and ends_early:
         yield make_case(number, subject, too_late, hands_over=False)
+
+
+def few(where: Sequence[int], num_prompt: int, turn: int) -> list[int]:
+    """The last cut and another: in the prompt, or around its end, as it is the subject's turn."""
+    around = [cut for cut in where if abs(cut - num_prompt) <= 1]
+    inside = [cut for cut in where if cut < num_prompt - 1]
+    others = (around if turn // 2 % 2 else inside) or list(where)
+    return sorted({others[turn // 4 % len(others)], where[-1]})
 
 
 def last_cut(subject: Subject) -> int:

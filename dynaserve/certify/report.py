@@ -51,8 +51,9 @@ def problem_lines(certificate: Certificate) -> Iterable[str]:
 
 def _table(certificate: Certificate) -> Table:
     table = Table(box=None, padding=(0, 2))
-    for name in ("", "cases", "different", "do not count", "logprobs differ by"):
-        table.add_column(name, justify="right" if name else "left")
+    table.add_column("", no_wrap=True)
+    for name in ("cases", "different", "void", "logprobs by"):
+        table.add_column(name, justify="right")
     _section(table, "sampling", certificate.groups)
     _section(table, "cut at", certificate.places)
     _section(table, "transport", certificate.transports)
