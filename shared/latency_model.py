@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_PROFILE = Path(__file__).parent / "profiles" / "h200_qwen14b.json"
+CPU_DEMO_PROFILE = Path(__file__).parent / "profiles" / "cpu_demo.json"
 
 
 class StepShape(NamedTuple):
@@ -51,16 +52,14 @@ class LatencyModel(NamedTuple):
 
     def decode_step_ms(self, num_decodes: int, decode_context_tokens: int) -> float:
         """A step without prefill."""
-        return (
-            self.base_ms
-            + self.decode_ms * num_decodes
-            + self.context_ms * decode_context_tokens
-        )
+        return self.base_ms + self.decode_ms * num_decodes + self.context_ms * decode_context_tokens
 
     def prefill_tokens_in(self, room_ms: float, context_tokens: int) -> int:
         """The most prefill tokens of one prompt, from ``context_tokens`` on, within ``room_ms``."""
         if room_ms <= 0.0:
             return 0
+        if room_ms == math.inf:
+            return 1 << 30
         linear = self.prefill_ms + self.attend_ms * context_tokens
         half = 0.5 * self.attend_ms
         # The smaller root of half*n^2 + linear*n = room, in the form that survives half = 0.
@@ -69,9 +68,7 @@ class LatencyModel(NamedTuple):
 
     def prompt_ms(self, tokens: int, context_tokens: int) -> float:
         """Marginal time of prefilling ``tokens`` from ``context_tokens`` on, without step bases."""
-        return tokens * (
-            self.prefill_ms + self.attend_ms * (context_tokens + 0.5 * tokens)
-        )
+        return tokens * (self.prefill_ms + self.attend_ms * (context_tokens + 0.5 * tokens))
 
 
 class FitError(NamedTuple):

@@ -8,7 +8,7 @@ the KV would take once alpha reached the cut (everything before it left while al
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -30,10 +30,11 @@ from shared.clock import Clock, SystemClock
 from shared.latency_model import LatencyProfile
 from shared.schemas.handoff import HandoffAbort, HandoffStart
 from shared.schemas.registry import Geometry, LatencyCoefficients
-from shared.schemas.segment import Continuation, Segment, SetBatcher
+from shared.schemas.segment import Continuation, Segment, SetBatcher, TimedStep
 
 T = TypeVar("T")
 LOAD_INTERVAL_S = 0.05
+MAX_TIMED_STEPS = 8192
 
 
 class SimulatedEngine:
@@ -63,6 +64,7 @@ class SimulatedEngine:
         self._stopped = False
         self._num_steps = 0
         self._last_step: Step | None = None
+        self._timed_steps: deque[TimedStep] = deque(maxlen=MAX_TIMED_STEPS)
         self._load_due_s = 0.0
         self._load_timer: asyncio.TimerHandle | None = None
 
@@ -123,6 +125,11 @@ class SimulatedEngine:
 
     def reset_prefix_cache(self) -> Future[bool]:
         return _done(True)  # there is none: prompts never share blocks here
+
+    def take_timed_steps(self) -> Future[list[TimedStep]]:
+        taken = list(self._timed_steps)
+        self._timed_steps.clear()
+        return _done(taken)
 
     def accounts(self) -> Future[EngineHoldings]:
         pool = self.steps.pool
@@ -194,22 +201,34 @@ class SimulatedEngine:
 
     def _run(self) -> None:
         self._kicked = False
+        self._guarded(self._start_step)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Run a callback of the loop; an error in it is the engine's end, as it is vLLM's."""
         if self._stopped:
             return
+        try:
+            work()
+        except Exception as error:
+            self._stopped = True
+            self.events.on_failed(error)
+
+    def _start_step(self) -> None:
         self.handoffs.hold_blocks()
         if self._step is None:
             self._step = self.steps.compose(self.now_s())
             if self._step is not None:
-                self.later(self._step.duration_s, self._end_step)
+                self.later(self._step.duration_s, lambda: self._guarded(self._end_step))
         if self._step is None or self._load_due_s <= self._loop.time():
             self._report()
 
     def _end_step(self) -> None:
         step, self._step = self._step, None
-        if step is None or self._stopped:
+        if step is None:
             return
         self._num_steps += 1
         self._last_step = step
+        self._timed_steps.append(TimedStep(**step.shape._asdict(), step_s=step.duration_s))
         emissions = self.steps.apply(step, self.now_s())
         self.handoffs.computed(step)
         for emission in emissions:
@@ -217,7 +236,7 @@ class SimulatedEngine:
                 self._settle(self._requests[emission.request_id, emission.epoch], emission)
         if emissions:
             self.events.on_step(StepOutputs(emissions, self._load_if_due()))
-        self._run()
+        self._start_step()
 
     def _settle(self, request: SimulatedRequest, emission: Emission) -> None:
         if emission.reached_cut:

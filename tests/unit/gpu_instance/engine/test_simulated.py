@@ -2,7 +2,9 @@
 
 import pytest
 
+from services.gpu_instance.engine.simulated import SimulatedEngine
 from services.gpu_instance.engine.simulated_request import reference_tokens
+from shared.errors import EngineFailed
 from shared.schemas.handoff import HandoffAbort
 from shared.schemas.segment import SegmentCancel
 from tests.unit.gpu_instance.stage import SMALL, SUBJECTS, on_stage, segment
@@ -146,3 +148,28 @@ async def test_a_resumed_request_goes_on_behind_the_tokens_the_client_has() -> N
         await stage.send("a", segment(output=known))
         await stage.until_ended(1)
         assert stage.tokens() == {i: t for i, t in expected().items() if i >= 45}
+
+
+async def test_decodes_that_are_all_past_their_slo_do_not_stop_the_prompts() -> None:
+    late = SMALL.model_copy(update={"batcher": "slo", "speedup": 1.0, "num_blocks": 256})
+    async with on_stage(late, ids=("a",)) as stage:
+        first, second = segment("first", max_tokens=30), segment("second")
+        hopeless = first.request.slo.model_copy(update={"tbt_s": 1e-6})
+        request = first.request.model_copy(update={"slo": hopeless})
+        await stage.send("a", first.model_copy(update={"request": request}))
+        await stage.until(lambda: bool(stage.tokens("first")))
+        await stage.send("a", second)
+        await stage.until_ended(2)
+        assert stage.tokens("second") == expected(request_id="second")
+
+
+async def test_an_error_inside_the_engine_is_its_end() -> None:
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with on_stage(ids=("a",)) as stage:
+            engine = stage.instances["a"].engine
+            assert isinstance(engine, SimulatedEngine)
+            engine.steps.compose = lambda now_s: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+            await stage.send("a", segment())
+            await stage.until_ended(1)
+            assert stage.failures[0].code == "engine_failed"
+    assert raised.group_contains(EngineFailed)
