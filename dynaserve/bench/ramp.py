@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+GIVE_UP = 0.01
+"""A server that misses even at this share of the first rate has no capacity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
     """Rates grow by ``growth`` until one misses ``goal``; then the gap is halved to ``precision``.
 
-    A rate that misses is not tried again, and nothing above it either: the search ends.
+    Nothing at or above a rate that missed is tried again. When the first rate misses, lower ones
+    are tried.
     """
 
     start_rps: float
@@ -50,8 +54,8 @@ def next_rate(ramp: Ramp, steps: Sequence[RampStep]) -> float | None:
     if low >= high or high - low <= ramp.precision * high:
         return None
     if low == 0.0:
-        lower = high / ramp.growth
-        return lower if lower > ramp.precision * ramp.start_rps else None
+        lower = high / max(ramp.growth, 2.0)
+        return lower if lower >= GIVE_UP * ramp.start_rps else None
     return math.sqrt(low * high)
 
 
