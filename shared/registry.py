@@ -82,7 +82,7 @@ class PoolRegistry:
 
     @property
     def silent_s(self) -> float:
-        """Since the bucket last said anything; records are renewed all the time while it is there."""
+        """Since the bucket last spoke; records are renewed all the time while it is there."""
         return asyncio.get_running_loop().time() - self._heard_s
 
     @property

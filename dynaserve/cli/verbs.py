@@ -34,5 +34,6 @@ VERBS: dict[str, Verb] = {
     "bench": Verb(
         "dynaserve.cli.bench:main", "Replay traces, find capacity, compare systems.", raw=True
     ),
+    "profile": Verb("dynaserve.cli.profile:profile", "Fit the latency model to an instance."),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }

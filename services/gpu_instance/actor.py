@@ -40,10 +40,12 @@ from shared.schemas.segment import (
     Drain,
     EngineAccounts,
     InspectEngine,
+    ReadSteps,
     ResetPrefixCache,
     Segment,
     SegmentCancel,
     SetBatcher,
+    TimedSteps,
 )
 from shared.schemas.telemetry import InstanceLoad
 from shared.schemas.tokens import FailureCode, SegmentFailed, SegmentTiming
@@ -341,6 +343,8 @@ class InstanceActor(Actor):
                 self.spawn_guarded(self._reset_prefix_cache(delivery), "reset")
             case InspectEngine():
                 self.spawn_guarded(self._inspect(delivery), "inspect")
+            case ReadSteps():
+                self.spawn_guarded(self._read_steps(delivery), "steps")
             case Drain():
                 await self._reply(delivery, f"{len(self.ledger.alive)} segments to finish")
                 self.stop()
@@ -387,6 +391,10 @@ class InstanceActor(Actor):
             batcher_mode=holdings.batcher_mode,
         )
         await self.bus.respond(delivery, accounts)
+
+    async def _read_steps(self, delivery: Delivery) -> None:
+        steps = await self._answer(self.engine.take_timed_steps())
+        await self.bus.respond(delivery, TimedSteps(instance_id=self.id, steps=steps))
 
     async def _answer(self, future: Future[T]) -> T:
         return await asyncio.wait_for(asyncio.wrap_future(future), ANSWER_TIMEOUT_S)

@@ -9,6 +9,7 @@ from shared.schemas.segment import (
     Continuation,
     Drain,
     InspectEngine,
+    ReadSteps,
     ResetPrefixCache,
     SegmentCancel,
     SetBatcher,
@@ -21,6 +22,7 @@ InstanceControl = Annotated[
     | ResetPrefixCache
     | Drain
     | InspectEngine
+    | ReadSteps
     | HandoffStart
     | HandoffAbort,
     Field(discriminator="kind"),

@@ -82,6 +82,30 @@ class ControlReply(Message):
     detail: str = ""
 
 
+class ReadSteps(Message):
+    """Ask an instance for the engine steps it timed lately (`dynaserve profile`)."""
+
+    kind: Literal["read_steps"] = "read_steps"
+
+
+class TimedStep(Part):
+    """What one step computed and how long it took; counts as in ``latency_model.StepShape``."""
+
+    num_decodes: int
+    decode_context_tokens: int
+    prefill_tokens: int
+    prefill_context_tokens2: float
+    step_s: float
+
+
+class TimedSteps(Message):
+    """The last steps of an instance, oldest first; reading them empties its memory of them."""
+
+    kind: Literal["timed_steps"] = "timed_steps"
+    instance_id: InstanceId
+    steps: list[TimedStep]
+
+
 class InspectEngine(Message):
     """Ask an instance for its accounts: free blocks, requests alive, handoffs open."""
 
@@ -105,7 +129,13 @@ class EngineAccounts(Message):
 
 SegmentMessage = Segment
 ControlMessage = Annotated[
-    SegmentCancel | Continuation | SetBatcher | ResetPrefixCache | Drain | InspectEngine,
+    SegmentCancel
+    | Continuation
+    | SetBatcher
+    | ResetPrefixCache
+    | Drain
+    | InspectEngine
+    | ReadSteps,
     Field(discriminator="kind"),
 ]
 CONTROL: TypeAdapter[ControlMessage] = TypeAdapter(ControlMessage)

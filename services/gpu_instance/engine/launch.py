@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from services.gpu_instance.engine.seam import EngineInfo
 from services.gpu_instance.settings import InstanceSettings
 from shared.errors import InvalidRequest
 from shared.kv_seam import KvScheduler
+from shared.latency_model import CPU_DEMO_PROFILE, DEFAULT_PROFILE, LatencyProfile
 from shared.schemas.handoff import Transport
-from shared.schemas.registry import Geometry
+from shared.schemas.registry import Geometry, LatencyCoefficients
 
 CONNECTOR_MODULE = "services.kv_transfer.connector.connector"
 SCHEDULERS = "services.gpu_instance.engine.slo_scheduler"
@@ -48,9 +50,7 @@ def vllm_config(settings: InstanceSettings) -> VllmConfig:
     args.additional_config = {
         **args.additional_config,
         "dynaserve_batcher": settings.batcher,
-        "dynaserve_latency_profile": (
-            settings.latency_profile.read_text() if settings.latency_profile else None
-        ),
+        "dynaserve_latency_profile": str(settings.latency_profile or shipped_profile()),
     }
     if not torch.cuda.is_available() and args.tensor_parallel_size == 1:
         # The worker lives in this process: one process less, and a start twice as fast. (vLLM's
@@ -62,6 +62,11 @@ def vllm_config(settings: InstanceSettings) -> VllmConfig:
     mode = "SloAsyncScheduler" if config.scheduler_config.async_scheduling else "SloScheduler"
     config.scheduler_config.scheduler_cls = f"{SCHEDULERS}.{mode}"
     return config
+
+
+def shipped_profile() -> Path:
+    """The profile nearest to this machine; ``dynaserve profile`` makes one of its own."""
+    return DEFAULT_PROFILE if torch.cuda.is_available() else CPU_DEMO_PROFILE
 
 
 def _engine_args(settings: InstanceSettings) -> AsyncEngineArgs:
@@ -113,6 +118,16 @@ def engine_info(config: VllmConfig, tasks: tuple[str, ...], kv: KvScheduler) -> 
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         supported_tasks=list(tasks),
         device=device_name(),
+        latency=_coefficients(config),
+    )
+
+
+def _coefficients(config: VllmConfig) -> LatencyCoefficients:
+    """The profile's coefficients in the registry's words (seconds)."""
+    path = Path(config.additional_config["dynaserve_latency_profile"])
+    in_seconds = [value / 1e3 for value in LatencyProfile.load(path).model]
+    return LatencyCoefficients(
+        **dict(zip(LatencyCoefficients.model_fields, in_seconds, strict=True))
     )
 
 

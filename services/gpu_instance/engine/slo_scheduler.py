@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -31,6 +32,7 @@ from services.gpu_instance.batcher import (
 from services.gpu_instance.engine.seam import EngineLoad
 from shared.latency_model import LatencyProfile, StepShape
 from shared.schemas.request import Slo
+from shared.schemas.segment import TimedStep
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -41,6 +43,7 @@ Rank = tuple[int, bool, float]
 DECODE: Rank = (0, False, 0.0)
 RANK_INTERVAL_S = 0.02
 """Waiting prompts are put in order this often at most."""
+MAX_TIMED_STEPS = 8192
 NO_SLO = Slo(ttft_s=60.0, tbt_s=60.0)
 
 
@@ -77,11 +80,11 @@ class SloBatching(_Base):
         super().__init__(*args, **kwargs)
         self.configured_tokens: int = self.scheduler_config.max_num_batched_tokens
         extra = self.vllm_config.additional_config
-        profile = extra.get("dynaserve_latency_profile") or LatencyProfile.load().to_json()
+        profile = LatencyProfile.load(Path(extra["dynaserve_latency_profile"]))
         self.batcher = Batcher(
-            LatencyProfile.from_json(profile).model,
+            profile.model,
             BatcherSettings(max_num_batched_tokens=self.configured_tokens),
-            mode=extra.get("dynaserve_batcher", "slo"),
+            mode=extra["dynaserve_batcher"],
         )
         self.slo_tbt_s: float | None = None
         self.paces: dict[str, Pace] = {}
@@ -90,6 +93,7 @@ class SloBatching(_Base):
         self._ranked_s = 0.0
         self._grammars_seen: set[str] = set()
         self.num_steps = 0
+        self._timed_steps: deque[tuple[StepShape, float]] = deque(maxlen=MAX_TIMED_STEPS)
         self.num_preempted = 0
         self.num_generated = 0
         self.last_step_s = 0.0
@@ -216,6 +220,7 @@ class SloBatching(_Base):
         self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3)
         self._last_done_s = now_s
         self.num_steps += 1
+        self._timed_steps.append((step.shape, self.last_step_s))
 
     def _note_tokens(self, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         for batch in outputs.values():
@@ -279,6 +284,12 @@ class SloBatching(_Base):
             num_generated_tokens=self.num_generated,
             num_preemptions=self.num_preempted,
         )
+
+    def take_timed_steps(self) -> list[TimedStep]:
+        """What ran lately and how long it took; forgotten here."""
+        taken = [TimedStep(**shape._asdict(), step_s=step_s) for shape, step_s in self._timed_steps]
+        self._timed_steps.clear()
+        return taken
 
     def num_orphaned_blocks(self) -> int:
         """Blocks in use that belong to no request known here; 0 unless there is a leak."""

@@ -39,7 +39,7 @@ from services.gpu_instance.settings import InstanceSettings
 from shared.errors import DynaServeError, EngineFailed
 from shared.kv_seam import KvScheduler, LostSegment, engine_bell
 from shared.schemas.handoff import HandoffAbort, HandoffStart
-from shared.schemas.segment import Continuation, Segment, SetBatcher
+from shared.schemas.segment import Continuation, Segment, SetBatcher, TimedStep
 from shared.schemas.tokens import FailureCode
 
 log = logging.getLogger("dynaserve.gpu_instance.engine")
@@ -104,6 +104,9 @@ class VllmEngine:
 
     def accounts(self) -> Future[EngineHoldings]:
         return self._ask(self._holdings)
+
+    def take_timed_steps(self) -> Future[list[TimedStep]]:
+        return self._ask(self._scheduler.take_timed_steps)
 
     def stop(self, deadline_s: float) -> None:
         self._stopping.set()

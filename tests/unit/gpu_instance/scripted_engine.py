@@ -12,7 +12,7 @@ from services.gpu_instance.engine.seam import (
 )
 from shared.schemas.handoff import HandoffAbort, HandoffStart
 from shared.schemas.registry import Geometry
-from shared.schemas.segment import Continuation, Segment, SetBatcher
+from shared.schemas.segment import Continuation, Segment, SetBatcher, TimedStep
 
 GEOMETRY = Geometry(
     model="m",
@@ -70,6 +70,11 @@ class ScriptedEngine:
         future: Future[EngineHoldings] = Future()
         future.set_result(EngineHoldings(10, 9, len(self.added), 0, 0, 7, "slo"))
         return future
+
+    def take_timed_steps(self) -> Future[list[TimedStep]]:
+        steps: Future[list[TimedStep]] = Future()
+        steps.set_result([])
+        return steps
 
     def stop(self, deadline_s: float) -> None:
         self.stopped = True
