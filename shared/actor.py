@@ -14,6 +14,8 @@ from shared.telemetry import counter
 
 M = TypeVar("M")
 
+CANCEL_AGAIN_S = 0.5
+
 _dropped = counter("dynaserve_bus_messages_dropped", "messages that could not be read", "message")
 _failed = counter("dynaserve_handler_errors", "handlers that raised", "error")
 
@@ -58,8 +60,14 @@ class Actor:
             finally:
                 for subscription in self._subscriptions:
                     await subscription.close()
-                for task in list(self._background):
-                    task.cancel()
+                await self._cancel_background()
+
+    async def _cancel_background(self) -> None:
+        """Cancel until all have ended: a library may swallow a cancel that meets a result."""
+        while self._background:
+            for task in self._background:
+                task.cancel()
+            await asyncio.wait(self._background, timeout=CANCEL_AGAIN_S)
 
     async def run_until_signal(self) -> None:
         """``run``, stopping on SIGTERM and SIGINT."""

@@ -107,7 +107,9 @@ class NatsRecords:
         try:
             while True:
                 try:
-                    entry = await asyncio.wait_for(watcher._updates.get(), 2 * self._ttl_s)
+                    # Not wait_for: in Python 3.11 it swallows a cancel that meets an update.
+                    async with asyncio.timeout(2 * self._ttl_s):
+                        entry = await watcher._updates.get()
                 except TimeoutError:
                     self._kv = None
                     return

@@ -55,7 +55,8 @@ class Heartbeat:
                 except BusError as error:
                     log.warning("heartbeat of %s failed: %s", self.record.instance_id, error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await self._changed.wait()
         finally:
             with contextlib.suppress(BusError, TimeoutError):
                 async with asyncio.timeout(1.0):

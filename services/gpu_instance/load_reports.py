@@ -1,6 +1,7 @@
 """Load reports of an instance: as fresh as the engine, never more than 20 a second."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from services.gpu_instance.engine.seam import EngineLoad
@@ -44,10 +45,9 @@ class LoadReporter:
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
-            try:
-                await asyncio.wait_for(self._fresh.wait(), KEEPALIVE_S)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEEPALIVE_S):
+                    await self._fresh.wait()
             self._fresh.clear()
             if self._load is not None:
                 self._send(self._report(self._load))

@@ -208,7 +208,8 @@ class KvTransferActor(Actor):
             wait_s = None if due_s is None else max(0.0, due_s - self.clock.unix_s())
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
             except TimeoutError:
                 await self._carry_out_all(self.book.apply(Tick(self.clock.unix_s())))
 
