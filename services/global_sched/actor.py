@@ -182,6 +182,7 @@ class SchedulerActor(Actor):
             decision,
             scheduler_id=self.id,
             policy=self.policy_name,
+            records=by_id(ready),
             coordinators=coordinators,
             now_s=now_s,
             handoff_timeout_s=self.settings.handoff_timeout_s,

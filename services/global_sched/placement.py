@@ -5,7 +5,7 @@ Pure: the actor gives the snapshot and publishes what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from heapq import nsmallest
@@ -215,6 +215,7 @@ def carry_out(
     *,
     scheduler_id: str,
     policy: str,
+    records: Mapping[str, InstanceRecord],
     coordinators: Iterable[str],
     now_s: float,
     handoff_timeout_s: float,
@@ -262,13 +263,21 @@ def carry_out(
         beta_id=decision.beta_id,
         cut=decision.cut,
         deadline_s=deadline_s,
-        transport=place.forced_transport,
+        transport=choose_transport(
+            records[decision.alpha_id], records[decision.beta_id], place.forced_transport
+        ),
         traceparent=(place.request.trace_headers or {}).get("traceparent"),
     )
-    return Placement(plan, _segments(place, opening, coordinator_id), opening, request)
+    segments = _segments(place, opening, coordinator_id, records)
+    return Placement(plan, segments, opening, request)
 
 
-def _segments(place: Place, opening: HandoffOpen, coordinator_id: str) -> list[tuple[str, Segment]]:
+def _segments(
+    place: Place,
+    opening: HandoffOpen,
+    coordinator_id: str,
+    records: Mapping[str, InstanceRecord],
+) -> list[tuple[str, Segment]]:
     sides = (
         ("alpha", opening.alpha_id, opening.beta_id),
         ("beta", opening.beta_id, opening.alpha_id),
@@ -287,6 +296,8 @@ def _segments(place: Place, opening: HandoffOpen, coordinator_id: str) -> list[t
                     peer_id=peer_id,
                     coordinator_id=coordinator_id,
                     deadline_s=opening.deadline_s,
+                    peer_addresses=records[peer_id].kv_addresses,
+                    transport=opening.transport,
                 ),
             ),
         )

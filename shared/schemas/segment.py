@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId, Message, PackedTokens, Part
 from shared.schemas.request import GenerationRequest
 
@@ -11,13 +12,20 @@ Role = Literal["whole", "alpha", "beta"]
 
 
 class HandoffRef(Part):
-    """The handoff a segment takes part in."""
+    """The handoff a segment takes part in, with its link: data may flow before the coordinator,
+    which watches over it, has said a word."""
 
     handoff_id: str
     cut: int = Field(ge=1, description="alpha runs positions [0, cut), beta the rest")
     peer_id: InstanceId
     coordinator_id: InstanceId
     deadline_s: float = Field(description="unix time by which beta must hold [0, cut)")
+    peer_addresses: list[str] = Field(
+        default_factory=list, description="KV port of each of the peer's tensor-parallel ranks"
+    )
+    transport: Transport | None = Field(
+        default=None, description="None: the coordinator says which, in HandoffStart"
+    )
 
 
 class Segment(Message):

@@ -132,7 +132,7 @@ def _coefficients(config: VllmConfig) -> LatencyCoefficients:
 
 
 def device_name() -> str:
-    """The GPU's product name, or the CPU platform."""
+    """The GPU's product name and identity (two instances may not share one), or the platform."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
+        return f"{torch.cuda.get_device_name(0)} {torch.cuda.get_device_properties(0).uuid}"
     return f"cpu ({sys.platform})"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import JsonValue
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
@@ -130,7 +131,7 @@ def _prefill_only() -> SamplingParams:
     )
 
 
-def _handoff_params(segment: Segment) -> dict[str, str | int | float]:
+def _handoff_params(segment: Segment) -> dict[str, JsonValue]:
     handoff = segment.handoff
     assert handoff is not None
     return {
@@ -141,6 +142,8 @@ def _handoff_params(segment: Segment) -> dict[str, str | int | float]:
         "cut": handoff.cut,
         "deadline_s": handoff.deadline_s,
         "lease_s": DEFAULT_LEASE_S,
+        "peer_addresses": [*handoff.peer_addresses],
+        "transport": handoff.transport,
     }
 
 

@@ -112,6 +112,8 @@ class SchedulerSide:
         if params["side"] == "alpha":
             side = Alpha(**common, lease_end_s=params["deadline_s"] + params["lease_s"])
             self._alphas[side.handoff_id] = side
+            if params["transport"]:
+                self._offer(side, params["peer_addresses"], params["transport"])
         else:
             side = Beta(**common, tokens_known=request.num_output_tokens == 0)
             self._betas[side.handoff_id] = side
@@ -390,7 +392,8 @@ class SchedulerSide:
         if side is None or message.epoch != side.epoch:
             return
         if isinstance(message, HandoffStart) and isinstance(side, Alpha):
-            self._offer(side, message)
+            side.lease_end_s = message.deadline_s + message.lease_s
+            self._offer(side, message.peer_addresses, message.transport)
         elif isinstance(message, HandoffAbort):
             self._abort(side, message.reason)
         elif isinstance(message, Continuation) and isinstance(side, Beta):
@@ -398,19 +401,18 @@ class SchedulerSide:
             if not side.tokens_known:
                 self._patch_tokens(side, unpack_tokens(message.token_ids))
 
-    def _offer(self, alpha: Alpha, start: HandoffStart) -> None:
+    def _offer(self, alpha: Alpha, peer_addresses: list[str], transport: str) -> None:
         if alpha.offered or alpha.failed:
             return
         alpha.offered = True
-        alpha.lease_end_s = start.deadline_s + start.lease_s
         self._orders.offers.append(
             Offer(
                 handoff_id=alpha.handoff_id,
                 epoch=alpha.epoch,
                 num_blocks=self._num_blocks(alpha.cut),
-                peer_addresses=start.peer_addresses,
-                transport=start.transport,
-                deadline_s=start.deadline_s,
+                peer_addresses=peer_addresses,
+                transport=transport,
+                deadline_s=alpha.deadline_s,
             )
         )
 

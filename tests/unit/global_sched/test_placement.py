@@ -54,6 +54,7 @@ def place_it(
         decision,
         scheduler_id="s",
         policy=policy,
+        records=by_id(ready),
         coordinators=coordinators,
         now_s=0.0,
         handoff_timeout_s=10.0,

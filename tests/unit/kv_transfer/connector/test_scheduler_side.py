@@ -28,6 +28,8 @@ def handoff_request(side: str, cut: int, num_prompt: int = 40, num_output: int =
                 "cut": cut,
                 "deadline_s": DEADLINE_S,
                 "lease_s": 5.0,
+                "peer_addresses": [],
+                "transport": None,
             }
         },
     )
@@ -42,7 +44,7 @@ def start(side: str = "alpha") -> HandoffStart:
         handoff_id="h",
         request_id="r",
         epoch=1,
-        side=side,  # type: ignore[arg-type]
+        side=side,
         peer_id="peer",
         peer_addresses=["peer:0"],
         transport="shm",
@@ -62,7 +64,7 @@ def step_of(side: SchedulerSide, request: Request, computed: int, scheduled: int
         num_scheduled_tokens={request.request_id: scheduled},
         kv_connector_block_state=SimpleNamespace(resolve_block_ids=lambda _id: blocks),
     )
-    return side.build_orders(output)  # type: ignore[arg-type]
+    return side.build_orders(output)
 
 
 def idle_step(side: SchedulerSide) -> StepTransfers:
@@ -72,7 +74,7 @@ def idle_step(side: SchedulerSide) -> StepTransfers:
         num_scheduled_tokens={},
         kv_connector_block_state=SimpleNamespace(resolve_block_ids=None),
     )
-    return side.build_orders(output)  # type: ignore[arg-type]
+    return side.build_orders(output)
 
 
 def heard(what: str, num_ranks: int = 1) -> WorkerNews:
@@ -226,6 +228,17 @@ def test_messages_may_come_before_their_request() -> None:
     request = handoff_request("alpha", cut=40)
     side.on_new_request(request)
     assert len(idle_step(side).offers) == 1
+
+
+def test_alpha_offers_at_once_when_its_segment_names_the_link() -> None:
+    side = SchedulerSide(BLOCK, 1)
+    request = handoff_request("alpha", cut=40)
+    assert request.kv_transfer_params is not None
+    request.kv_transfer_params |= {"peer_addresses": ["peer:7"], "transport": "tcp"}
+    side.on_new_request(request)
+    side.start(start())  # the coordinator's word comes later and changes nothing
+    (offer,) = idle_step(side).offers
+    assert (offer.peer_addresses, offer.transport) == (["peer:7"], "tcp")
 
 
 def test_messages_of_another_epoch_are_refused() -> None:
