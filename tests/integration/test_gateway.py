@@ -57,6 +57,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
 def start_gateway(nats_url: str, log: Path, *flags: str) -> Served:
     port = free_port()
     command = [
@@ -76,7 +81,7 @@ def start_gateway(nats_url: str, log: Path, *flags: str) -> Served:
             httpx.get(f"{served.url}/version", timeout=1.0)
             return served
         time.sleep(0.1)
-    process.kill()
+    end(process)
     raise AssertionError(f"the gateway did not start:\n{log.read_text()[-4000:]}")
 
 
@@ -90,7 +95,7 @@ def served(nats_server: EmbeddedNats, tmp_path_factory: pytest.TempPathFactory) 
         try:
             gateway.process.wait(15)
         finally:
-            gateway.process.kill()
+            end(gateway.process)
 
 
 @pytest.fixture
@@ -464,7 +469,7 @@ async def test_sigterm_lets_a_running_stream_end(
         assert rest[-1] == "data: [DONE]"
         assert await asyncio.to_thread(leaving.process.wait, 15) == 0
     finally:
-        leaving.process.kill()
+        end(leaving.process)
 
 
 async def test_a_silent_pool_does_not_hold_the_place_of_a_request_that_left(
