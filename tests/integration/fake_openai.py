@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -29,6 +29,7 @@ class FakeServer:
     stall_s: float = 0.2
     bodies: list[dict[str, JsonValue]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    on_request: Callable[[], None] = lambda: None
     url: str = ""
 
     @asynccontextmanager
@@ -58,6 +59,7 @@ class FakeServer:
         number = len(self.bodies)
         body = await request.json()
         self.bodies.append(body)
+        self.on_request()
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if number in self.refuse:
             return web.Response(status=429, headers={"Retry-After": "3"}, text="busy")

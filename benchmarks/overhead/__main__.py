@@ -1,0 +1,113 @@
+"""``python -m benchmarks.overhead``: two servers in turn, never at once; ratios of their figures.
+
+By default the demo model on the CPU, plain ``vllm serve`` against a pool of one instance. The noise
+floor of the method is what plain against plain gives: ``--servers plain1 plain2``. On a GPU host
+name another model and engine arguments; the method stays.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.overhead.compare import ratios, sentences
+from benchmarks.overhead.measure import Level, Shape, measure
+from benchmarks.overhead.servers import ServerArgs, ServerSpec, parse_server, serving
+from dynaserve.bench.provenance import provenance
+from dynaserve.demo_model import demo_model
+
+DEMO_ENGINE_ARGS = (
+    "--dtype float32 --max-model-len 2048 --block-size 32 --enforce-eager "
+    "--max-num-batched-tokens 2048"
+)
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--servers", nargs=2, default=["plain", "pool"], help="plain, pool or NAME=COMMAND")
+    add("--model", type=Path, help="folder; default: the demo model")
+    add("--engine-args", default=DEMO_ENGINE_ARGS, help="the same for both servers")
+    add("--plain-args", default="--distributed-executor-backend uni", help="for vllm serve alone")
+    add("--pool-args", default="--batcher static:2048", help="for the pool alone")
+    add("--env", nargs="*", default=[f"{k}={v}" for k, v in CPU_ENVIRONMENT.items()])
+    add("--rounds", type=int, default=2, help="starts of each server, alternating")
+    add("--prompt-tokens", type=int, default=128)
+    add("--output-tokens", type=int, default=64)
+    add("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    add("--requests", type=int, nargs="+", default=[24, 96, 192], help="at each concurrency")
+    add("--ready-s", type=float, default=180.0, help="wait for /health at most so long")
+    add("--json", type=Path, default=Path("benchmarks/results/overhead_cpu.json"))
+    add("--logs", type=Path, default=Path(tempfile.gettempdir()), help="folder of servers' logs")
+    return parser.parse_args()
+
+
+async def alternate(
+    specs: tuple[ServerSpec, ServerSpec], args: ServerArgs, shape: Shape, given: argparse.Namespace
+) -> dict[str, list[list[Level]]]:
+    """A B, then B A, and so on: a slow drift of the host cancels out."""
+    found: dict[str, list[list[Level]]] = {spec.name: [] for spec in specs}
+    for number in range(given.rounds):
+        for spec in specs if number % 2 == 0 else reversed(specs):
+            began_s = time.monotonic()
+            log = given.logs / f"overhead-{spec.name}.log"
+            async with serving(spec, args, log, given.ready_s) as url:
+                ready_s = time.monotonic() - began_s
+                levels = await measure(url, shape, seed=number)
+            found[spec.name].append(levels)
+            print(f"round {number + 1} {spec.name}: ready after {ready_s:.0f} s", flush=True)
+            for level in levels:
+                print(
+                    f"  {level.concurrency:3d} users: TTFT {level.ttft_median_ms:.1f} ms, TPOT "
+                    f"{level.tpot_median_ms:.2f} ms, {level.output_tokens_s:.0f} tokens/s, client "
+                    f"{level.client.cpu_share:.0%} of a core",
+                    flush=True,
+                )
+    return found
+
+
+def main() -> None:
+    given = read_arguments()
+    environment = dict(pair.split("=", 1) for pair in given.env)
+    first, second = (parse_server(text, environment) for text in given.servers)
+    args = ServerArgs(
+        given.model or demo_model(), given.engine_args, given.plain_args, given.pool_args
+    )
+    shape = Shape(
+        given.prompt_tokens, given.output_tokens, tuple(given.concurrency), tuple(given.requests)
+    )
+    found = asyncio.run(alternate((first, second), args, shape, given))
+    against = ratios(found[first.name], found[second.name])
+    print("\n".join(sentences(against, (first.name, second.name))))
+    document = {
+        **provenance(command()),
+        "servers": [first.name, second.name],
+        "shape": asdict(shape),
+        "ratios": {str(users): figures for users, figures in against.items()},
+        "rounds": {
+            name: [[asdict(level) for level in levels] for levels in rounds]
+            for name, rounds in found.items()
+        },
+    }
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def command() -> list[str]:
+    """As typed."""
+    return ["python", "-m", "benchmarks.overhead", *sys.argv[1:]]
+
+
+if __name__ == "__main__":
+    main()
