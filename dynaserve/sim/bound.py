@@ -8,10 +8,10 @@ meets the TBT SLO (and fits the KV and the sequence limit). No step can do bette
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dynaserve.sim.simulator import SimSettings
-from dynaserve.sim.traces import SimRequest
+from dynaserve.sim.traces import SimRequest, Trace, poisson_arrivals
 
 
 def gpu_seconds(request: SimRequest, settings: SimSettings) -> float:
@@ -34,3 +34,13 @@ def bound_rps(requests: Iterable[SimRequest], settings: SimSettings) -> float:
     """The rate no policy can exceed while serving every request."""
     times = [gpu_seconds(request, settings) for request in requests]
     return settings.instances * len(times) / sum(times)
+
+
+def equal_work_shares(traces: Sequence[Trace], settings: SimSettings) -> list[float]:
+    """Arrival rates that make every kind of traffic offer the same GPU work, relative."""
+    return [1.0 / _mean_gpu_seconds(trace, settings) for trace in traces]
+
+
+def _mean_gpu_seconds(trace: Trace, settings: SimSettings) -> float:
+    requests = poisson_arrivals(trace, 1.0, float(len(trace.rows)))
+    return sum(gpu_seconds(request, settings) for request in requests) / len(requests)

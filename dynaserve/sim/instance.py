@@ -209,11 +209,12 @@ class SimInstance:
         if lost and self.batcher.lost_turn:
             queue.append(lost[0])
         tokens_per_s = 1e3 / self.truth.prefill_ms
+        step_s = 1e-3 * self.slo_ms if self.num_decodes else 0.0
         index = 0
         while index < len(ordered) and reach > 0:
             segment = ordered[index][2]
             view = PromptView(segment.record.arrival_s, segment.deadline_s, segment.remaining)
-            if self.fifo or not is_lost(view, now_s, tokens_per_s):
+            if self.fifo or not is_lost(view, now_s, tokens_per_s, step_s):
                 queue.append(segment)
                 reach -= segment.remaining
                 index += 1

@@ -281,7 +281,7 @@ class Simulator:
 
     def _tail_s(self, tokens: int) -> float:
         """Time beta needs for its part of the prompt, for alpha's deadline."""
-        return 1e-3 * self.settings.model.prefill_ms * tokens + self.settings.slo_tbt_s
+        return 1e-3 * self.settings.model.prefill_ms * tokens + 2.0 * self.settings.slo_tbt_s
 
     def _hit(self, record: RequestRecord, instance: SimInstance, prompt: int) -> int:
         held = self._prefixes[instance.instance_id].get(record.request.prefix_id, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -129,12 +129,34 @@ def hybrid_arrivals(
     window_s: float = 15.0,
     seed: int = 0,
     burstiness: float = 1.0,
+    shares: Sequence[float] | None = None,
 ) -> list[SimRequest]:
-    """Poisson arrivals at one rate; the kind of traffic changes every ``window_s`` seconds."""
+    """Poisson arrivals whose kind of traffic changes every ``window_s`` seconds.
+
+    ``shares``: relative arrival rate in each kind's windows (default: all alike); ``rate`` is the
+    mean over all windows.
+    """
     rows = [_cycle(trace.rows) for trace in traces]
+    weights = list(shares or [1.0] * len(traces))
+    mean = sum(weights) / len(weights)
     requests: list[SimRequest] = []
-    for at_s in _arrival_times(rate, until_s, seed, burstiness):
-        kind = int(at_s / window_s) % len(traces)
+    # One stream of arrivals per unit of work, run through the integral of the windows' rates.
+    window, window_s_used = 0, 0.0
+    last = 0.0
+    for work in _arrival_times(rate, until_s * len(weights), seed, burstiness):
+        left = work - last
+        last = work
+        while True:
+            kind = window % len(traces)
+            speed = weights[kind] / mean
+            if window_s_used + left / speed < window_s:
+                window_s_used += left / speed
+                break
+            left -= (window_s - window_s_used) * speed
+            window, window_s_used = window + 1, 0.0
+        at_s = window * window_s + window_s_used
+        if at_s >= until_s:
+            break
         requests.append(_request(traces[kind].name, len(requests), at_s, next(rows[kind])))
     return requests
 

@@ -78,14 +78,19 @@ class PromptView(NamedTuple):
     remaining_tokens: int
 
 
-def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float) -> bool:
-    """True when the prompt misses its deadline even if it is computed alone from now on."""
-    return now_s + prompt.remaining_tokens / tokens_per_s > prompt.deadline_s
+def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0) -> bool:
+    """True when the prompt misses its deadline even if it is computed alone from now on.
+
+    Its token comes at the end of a step, which takes ``step_s`` or as long as the prompt needs.
+    """
+    return now_s + max(prompt.remaining_tokens / tokens_per_s, step_s) > prompt.deadline_s
 
 
-def prompt_rank(prompt: PromptView, now_s: float, tokens_per_s: float) -> tuple[bool, float]:
+def prompt_rank(
+    prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0
+) -> tuple[bool, float]:
     """Sort key, smallest first: who can still make it by deadline, then the lost by age."""
-    if is_lost(prompt, now_s, tokens_per_s):
+    if is_lost(prompt, now_s, tokens_per_s, step_s):
         return (True, prompt.arrival_s)
     return (False, prompt.deadline_s)
 

@@ -22,31 +22,50 @@ class TargetSettings:
     fill: float = 1.0
     """How much of the room a TBT SLO leaves to decodes a holder is planned to use."""
     kv_fill: float = 0.8
+    waiting_share: float = 0.0
+    """Decodes that still wait count up to this share of the SLO on each instance."""
+    growth: float = 0.25
+    """Contexts are planned to grow by this share of the mean output."""
     least_gain: float = 0.03
     """Base cost saved, as a share of the pool, below which everybody may decode."""
 
 
 def decode_holders(
-    loads: Sequence[Load], slo_tbt_ms: float, context_tokens: float, settings: TargetSettings
-) -> set[str]:
+    loads: Sequence[Load],
+    slo_tbt_ms: float,
+    context_tokens: float,
+    output_tokens: float,
+    settings: TargetSettings,
+) -> frozenset[str]:
     """Ids of the instances that should decode: those that decode most already."""
-    wanted = _target(loads, slo_tbt_ms, context_tokens, settings)
+    wanted = _target(loads, slo_tbt_ms, context_tokens, output_tokens, settings)
     if _saved_share(loads, slo_tbt_ms, wanted) < settings.least_gain:
         wanted = len(loads)
     by_decodes = sorted(loads, key=lambda load: (-load.decode_ms, load.wait_ms))
-    return {load.view.instance_id for load in by_decodes[:wanted]}
+    return frozenset(load.view.instance_id for load in by_decodes[:wanted])
 
 
 def _target(
-    loads: Sequence[Load], slo_tbt_ms: float, context_tokens: float, settings: TargetSettings
+    loads: Sequence[Load],
+    slo_tbt_ms: float,
+    context_tokens: float,
+    output_tokens: float,
+    settings: TargetSettings,
 ) -> int:
     first = loads[0]
     room_ms = settings.fill * slo_tbt_ms - first.view.model.base_ms
     if room_ms <= 0.0:
         return len(loads)
-    # What decodes now, not what waits: a queue of prompts would else spread the decodes just when
-    # gathering them is what makes prompts go faster.
-    decode_ms = sum(load.running_decode_ms for load in loads) + first.own_decode_ms
+    # What decodes now, with a little of what waits: a queue of prompts would else spread the
+    # decodes just when gathering them is what makes prompts go faster. Contexts still grow.
+    waiting_ms = settings.waiting_share * slo_tbt_ms
+    growth_ms = settings.growth * output_tokens * first.view.model.context_ms
+    decode_ms = first.own_decode_ms + sum(
+        load.running_decode_ms
+        + min(load.decode_ms - load.running_decode_ms, waiting_ms)
+        + growth_ms * load.view.num_decodes
+        for load in loads
+    )
     contexts = sum(load.view.decode_context_tokens for load in loads)
     kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
     needed = max(decode_ms / room_ms, (contexts + context_tokens) / kv_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from zlib import crc32
 
 from services.global_sched.policy.decode_target import TargetSettings, decode_holders
@@ -34,14 +35,23 @@ class DynaServeSettings:
     """Cost of a gap over the TBT SLO at a cut where tokens already flow, times its probability."""
     kv_weight_s: float = 10.0
     """Cost of lacking a whole instance's KV."""
-    spread_weight: float = 0.0
-    """Cost of a millisecond of decode load already there, in milliseconds."""
+    spread_weight: float = 1.0
+    """Cost of a millisecond of decode load already there, in ms, when every instance decodes."""
     convert_weight: float = 5.0
     """Cost of making a further instance decode, as a share of the base cost it then pays."""
     least_gain: float = 0.05
     """A cut must beat the best uncut placement by this share of its cost."""
     least_gain_s: float = 2e-3
     control_share: float = 0.015
+
+
+class Turn(NamedTuple):
+    """What one placement goes by."""
+
+    request: RequestView
+    pool: PoolView
+    holders: frozenset[str]
+    all_hold: bool
 
 
 class DynaServe:
@@ -70,50 +80,48 @@ class DynaServe:
             raise NoInstance
         slo_ms = 1e3 * request.slo_tbt_s
         context = request.num_prompt_tokens + request.length.mean
-        holders = decode_holders(loads, slo_ms, context, self.settings.target)
-        uncut = [self._uncut(load, request, holders) for load in loads]
-        cuts = list(self._cuts(loads, request, pool, holders)) if len(loads) > 1 else []
-        return self._choose(request, pool, uncut, cuts, holders)
+        output = request.length.mean
+        holders = decode_holders(loads, slo_ms, context, output, self.settings.target)
+        turn = Turn(request, pool, holders, len(holders) == len(loads))
+        uncut = [self._uncut(load, turn) for load in loads]
+        cuts = list(self._cuts(loads, turn)) if len(loads) > 1 else []
+        return self._choose(turn, uncut, cuts)
 
     # ---- candidates ----------------------------------------------------------------------
 
-    def _uncut(self, load: Load, request: RequestView, holders: set[str]) -> Candidate:
+    def _uncut(self, load: Load, turn: Turn) -> Candidate:
         ttft_s = 1e-3 * load.prefill_ms(load.uncached)
-        burden_s = self._burden_s(load, request, holders, load.uncached + request.length.mean)
+        burden_s = self._burden_s(load, turn, load.uncached + turn.request.length.mean)
         tbt_s = 1e-3 * load.step_ms
         prediction = Prediction(ttft_s, tbt_s, ttft_s + burden_s)
         return Candidate(load.view.instance_id, None, None, prediction)
 
-    def _burden_s(
-        self, load: Load, request: RequestView, holders: set[str], kv_tokens: float
-    ) -> float:
+    def _burden_s(self, load: Load, turn: Turn, kv_tokens: float) -> float:
         """What decoding here costs the pool, in seconds of TTFT."""
-        settings = self.settings
+        settings, request = self.settings, turn.request
         slo_ms = 1e3 * request.slo_tbt_s
         over = max(0.0, load.step_ms / slo_ms - settings.target.fill)
         short = max(0.0, kv_tokens - load.kv_free_tokens) / load.view.kv_capacity_tokens
         burden_s = settings.tbt_weight_s * over + settings.kv_weight_s * short
-        if load.view.instance_id in holders:
+        if turn.all_hold:
             burden_s += 1e-3 * settings.spread_weight * (load.decode_ms + load.own_decode_ms)
-        else:
+        elif load.view.instance_id not in turn.holders:
             base_s = 1e-3 * load.view.model.base_ms * request.length.mean
             burden_s += settings.convert_weight * base_s
         return burden_s
 
-    def _cuts(
-        self, loads: list[Load], request: RequestView, pool: PoolView, holders: set[str]
-    ) -> Iterator[Candidate]:
-        number = self.settings.shortlist
+    def _cuts(self, loads: list[Load], turn: Turn) -> Iterator[Candidate]:
+        number, prompt = self.settings.shortlist, turn.request.num_prompt_tokens
         alphas = sorted(loads, key=lambda load: load.prefill_ms(load.uncached))[:number]
         betas = sorted(
-            (load for load in loads if load.view.instance_id in holders),
-            key=lambda load: self._burden_s(load, request, holders, request.num_prompt_tokens),
+            (load for load in loads if load.view.instance_id in turn.holders),
+            key=lambda load: self._burden_s(load, turn, prompt),
         )[:number]
         for alpha in alphas:
             for beta in betas:
                 if alpha.view.instance_id != beta.view.instance_id:
-                    for cut in self._cut_points(alpha, beta, request):
-                        yield self._cut(alpha, beta, cut, request, pool, holders)
+                    for cut in self._cut_points(alpha, beta, turn.request):
+                        yield self._cut(alpha, beta, cut, turn)
 
     def _cut_points(self, alpha: Load, beta: Load, request: RequestView) -> Iterator[int]:
         """Cuts worth weighing for this pair, each legal."""
@@ -131,21 +139,14 @@ class DynaServe:
         if beta.kv_free_tokens < prompt and prompt < streamed <= last:
             yield streamed
 
-    def _cut(
-        self,
-        alpha: Load,
-        beta: Load,
-        cut: int,
-        request: RequestView,
-        pool: PoolView,
-        holders: set[str],
-    ) -> Candidate:
+    def _cut(self, alpha: Load, beta: Load, cut: int, turn: Turn) -> Candidate:
+        request, pool = turn.request, turn.pool
         prompt = request.num_prompt_tokens
         moved_s = handoff_s(alpha.view, cut, pool)
         tail = max(prompt - cut, 0)
         own = max(min(cut, prompt) - (prompt - alpha.uncached), 1)
         alpha_s = 1e-3 * alpha.prefill_ms(own)
-        burden_s = self._burden_s(beta, request, holders, cut + request.length.mean)
+        burden_s = self._burden_s(beta, turn, cut + request.length.mean)
         tbt_s = 1e-3 * beta.step_ms
         if tail:
             ttft_s = self._tail_done_s(alpha_s + moved_s, tail, beta, request)
@@ -153,22 +154,21 @@ class DynaServe:
             ttft_s = alpha_s
             step_s = self._step_s(beta, request)
             late = (moved_s + step_s + tbt_s - request.slo_tbt_s) / step_s
+            late *= _share_hurt_by_one_gap(request)
             tbt_s = max(tbt_s, moved_s + 0.5 * step_s + tbt_s)
             burden_s += self.settings.miss_weight_s * min(max(late, 0.0), 1.0)
         if cut > prompt:
             share = min((cut - prompt) / max(request.length.mean, 1.0), 1.0)
-            burden_s += share * self._burden_s(alpha, request, holders, cut)
+            burden_s += share * self._burden_s(alpha, turn, cut)
         prediction = Prediction(ttft_s, tbt_s, ttft_s + burden_s)
         return Candidate(alpha.view.instance_id, beta.view.instance_id, cut, prediction)
 
     def _step_s(self, beta: Load, request: RequestView) -> float:
         """The step in progress when the handoff arrives: as long as the SLO where prompts queue."""
-        busy = beta.view.outstanding_prefill_tokens > 0
-        return request.slo_tbt_s if busy else 1e-3 * beta.step_ms
+        idle = beta.view.num_decodes == 0 and beta.view.outstanding_prefill_tokens == 0
+        return 1e-3 * beta.step_ms if idle else request.slo_tbt_s
 
-    def _tail_done_s(
-        self, arrives_s: float, tail: int, beta: Load, request: RequestView
-    ) -> float:
+    def _tail_done_s(self, arrives_s: float, tail: int, beta: Load, request: RequestView) -> float:
         """When beta has computed its part of the prompt: it meets a step in progress first."""
         step_s = self._step_s(beta, request)
         if tail <= BLOCK_TOKENS:
@@ -177,14 +177,8 @@ class DynaServe:
 
     # ---- choice --------------------------------------------------------------------------
 
-    def _choose(
-        self,
-        request: RequestView,
-        pool: PoolView,
-        uncut: list[Candidate],
-        cuts: list[Candidate],
-        holders: set[str],
-    ) -> Decision:
+    def _choose(self, turn: Turn, uncut: list[Candidate], cuts: list[Candidate]) -> Decision:
+        request = turn.request
         best_uncut = min(uncut, key=_cost)
         best_cut = min(cuts, key=_cost, default=None)
         at_prompt = [c for c in cuts if c.cut == request.num_prompt_tokens]
@@ -192,7 +186,7 @@ class DynaServe:
         control = self._is_control(request.request_id)
         chosen, reason = best_uncut, "uncut is cheapest"
         if best_cut is not None and self._pays(best_cut, best_uncut):
-            if request.traffic_class in pool.unsplit_classes:
+            if request.traffic_class in turn.pool.unsplit_classes:
                 reason = "guard: cuts lost against the control group in this class"
             elif control:
                 reason = "control group"
@@ -211,7 +205,7 @@ class DynaServe:
             (*uncut, *cuts),
             reason,
             control,
-            tuple(sorted(holders)),
+            tuple(sorted(turn.holders)),
         )
 
     def _pays(self, cut: Candidate, uncut: Candidate) -> bool:
@@ -220,6 +214,13 @@ class DynaServe:
 
     def _is_control(self, request_id: str) -> bool:
         return crc32(request_id.encode()) % 10_000 < 10_000 * self.settings.control_share
+
+
+def _share_hurt_by_one_gap(request: RequestView) -> float:
+    """Share of such requests that are too short for one long gap to fall outside their P99."""
+    if request.length.p50 < 100.0:
+        return 1.0
+    return 0.5 if request.length.p10 < 100.0 else 0.1
 
 
 def _cost(candidate: Candidate) -> float:
