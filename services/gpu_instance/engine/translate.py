@@ -96,6 +96,8 @@ def build_request(
             data_parallel_rank=None,
             priority=source.priority,
             trace_headers=source.trace_headers,
+            reasoning_ended=source.reasoning_ended,
+            reasoning_parser_kwargs=source.reasoning_parser_kwargs,
         )
     )
     _shape_segment(request, live, len(prompt), cut)
