@@ -11,7 +11,8 @@ from shared.schemas.message import PROTOCOL_VERSION
 
 def _encode_part(value: object) -> object:
     if isinstance(value, BaseModel):
-        return value.model_dump()
+        # Its own JSON: log-probabilities may be -inf, which msgspec writes as null.
+        return msgspec.Raw(value.__pydantic_serializer__.to_json(value))
     raise TypeError(f"cannot send a {type(value).__name__}")
 
 

@@ -12,7 +12,8 @@ FLOATS = st.floats(-1e3, 1e3, allow_nan=False)
 LOGPROBS = st.builds(
     TokenLogprobs,
     token_ids=st.lists(TOKENS, max_size=2),
-    logprobs=st.lists(st.lists(FLOATS, max_size=3), max_size=2),
+    # A token that must not come has -inf.
+    logprobs=st.lists(st.lists(FLOATS | st.just(float("-inf")), max_size=3), max_size=2),
     ranks=TOKENS,
 )
 EMISSIONS = st.builds(
