@@ -44,7 +44,7 @@ async def measure(url: str, shape: Shape, seed: int) -> list[Level]:
     """Every concurrency in turn. Raises DynaServeError when a request fails."""
     endpoint = await find_endpoint(url, None, {})
     settings = ClientSettings(
-        url=endpoint.url,
+        urls=(endpoint.url,),
         model=endpoint.model,
         vocab_size=endpoint.vocab_size or SAFE_VOCAB_SIZE,
         run_id=f"overhead-{seed}",

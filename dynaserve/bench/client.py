@@ -1,6 +1,7 @@
 """One request over HTTP: sends a prompt of token ids, times what streams back."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ CLASS_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How requests are sent. ``run_id`` makes request ids unique on the server."""
+    """How requests are sent: to ``urls`` in turn. ``run_id`` makes their ids unique there."""
 
-    url: str
+    urls: tuple[str, ...]
     model: str
     vocab_size: int
     run_id: str
@@ -54,6 +55,7 @@ class CompletionClient:
         self._session = session
         self._settings = settings
         self._meter = meter
+        self._urls = itertools.cycle(settings.urls)
         self._prompts = Prompts(settings.vocab_size, settings.prompt_seed)
 
     async def send(self, seen: Observation) -> None:
@@ -64,7 +66,7 @@ class CompletionClient:
         seen.sent_s = loop.time()
         try:
             async with self._session.post(
-                f"{self._settings.url}/v1/completions", data=body, headers=headers
+                f"{next(self._urls)}/v1/completions", data=body, headers=headers
             ) as response:
                 if response.status == 200:
                     await self._stream(response, seen)

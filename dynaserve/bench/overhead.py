@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import time
 from array import array
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 
 from dynaserve.bench.figures import mean, milliseconds, percentile
 
@@ -33,6 +33,15 @@ class ClientOverhead:
     late_mean_ms: float
     late_p99_ms: float
     late_max_ms: float
+
+
+def busiest(clients: Sequence[ClientOverhead]) -> ClientOverhead:
+    """Of several processes: the worst of each figure, chunks in all."""
+    worst = {
+        each.name: max(getattr(client, each.name) for client in clients)
+        for each in fields(ClientOverhead)
+    }
+    return ClientOverhead(**{**worst, "chunks": sum(client.chunks for client in clients)})
 
 
 def bottleneck(client: ClientOverhead, tightest_tbt_s: float, slots_bound: bool) -> list[str]:

@@ -41,10 +41,10 @@ class PoolControl:
     def instances(self) -> dict[str, InstanceRecord]:
         return self.registry.instances
 
-    async def gateway_url(self) -> str:
-        """Of any gateway. Raises DynaServeError when none registers in time."""
+    async def gateway_urls(self) -> tuple[str, ...]:
+        """Of every gateway. Raises DynaServeError when none registers in time."""
         await self._until(lambda registry: bool(registry.gateways), "a gateway in the pool")
-        return next(iter(self.registry.gateways.values())).url
+        return tuple(record.url for record in self.registry.gateways.values())
 
     async def use(self, system: System, slo_tbt_s: float | None) -> None:
         """Put ``system`` into effect on an idle pool, caches empty; returns when it is."""

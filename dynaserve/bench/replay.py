@@ -36,10 +36,17 @@ class Replay:
         self.stopped = False
 
     async def run(
-        self, requests: Sequence[SimRequest], measure_from_s: float = 0.0
+        self,
+        requests: Sequence[SimRequest],
+        measure_from_s: float = 0.0,
+        start_s: float | None = None,
     ) -> list[Observation]:
-        """Send all, wait for all. Requests due before ``measure_from_s`` are not measured."""
-        start_s = asyncio.get_running_loop().time() + LEAD_S
+        """Send all, wait for all; the schedule begins at ``start_s`` on the loop's clock.
+
+        Requests due before ``measure_from_s`` (in the schedule) are not measured.
+        """
+        if start_s is None:
+            start_s = asyncio.get_running_loop().time() + LEAD_S
         seen = [
             Observation(
                 request,

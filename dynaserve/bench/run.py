@@ -2,21 +2,20 @@
 
 import asyncio
 import contextlib
-import gc
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from dynaserve.bench.client import ClientSettings, CompletionClient, open_session
+from dynaserve.bench.client import ClientSettings
+from dynaserve.bench.drive import Drive, Order
 from dynaserve.bench.endpoint import SAFE_VOCAB_SIZE, Endpoint, find_endpoint
 from dynaserve.bench.figures import Figures, figures
+from dynaserve.bench.fleet import Fleet
 from dynaserve.bench.load import Load, Schedule, make_schedule
 from dynaserve.bench.observation import Observation
-from dynaserve.bench.overhead import ClientOverhead, OverheadMeter, bottleneck
+from dynaserve.bench.overhead import ClientOverhead, bottleneck
 from dynaserve.bench.pool import PoolControl, connected
 from dynaserve.bench.ramp import Ramp, RampStep, capacity_rps, misses_allowed, next_rate
-from dynaserve.bench.replay import Replay
 from dynaserve.bench.settings import BenchSettings, check
 from dynaserve.bench.slo import Slos
 from dynaserve.bench.systems import System
@@ -24,8 +23,6 @@ from dynaserve.sim.traces import SimRequest
 from shared.errors import DynaServeError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-WARMUP_LENGTHS = (64, 8)
-"""Tokens in and out of a request sent before the clock starts."""
 
 
 class Audience(Protocol):
@@ -102,7 +99,7 @@ class Bench:
         return results
 
     async def _one_system(self, system: System | None, repeat: int) -> SystemRun:
-        name = system.name if system else self.client.url
+        name = system.name if system else self.client.urls[0]
         ramp = self.settings.ramp_plan()
         if ramp is not None:
             return await self._ramp(ramp, name, repeat)
@@ -149,47 +146,30 @@ class Bench:
         client: ClientSettings,
         allowed_misses: int | None,
     ) -> Run:
-        meter = OverheadMeter()
-        async with open_session(client) as session:
-            sender = CompletionClient(session, client, meter)
-            await self._warm_up(sender)
-            judge = _Judge(self.slos, self.audience, allowed_misses)
-            replay = Replay(
-                sender.send,
-                max_concurrency=self.settings.max_concurrency,
-                on_sent=self.audience.sent,
-                on_done=judge.done,
-            )
-            judge.replay = replay
-            async with meter.running(), _quiet_collector():
-                seen = await replay.run(schedule.requests, self.settings.warmup_s)
-        overhead = meter.summary(each.late_s for each in seen)
+        order = Order(
+            client,
+            schedule.requests,
+            self.settings.warmup_s,
+            self.settings.max_concurrency,
+            self.settings.num_warmups,
+        )
+        judge = _Judge(self.slos, self.audience, allowed_misses)
+        if self.settings.client_processes > 1:
+            driven = await Fleet(order, self.settings.client_processes, judge).run()
+        else:
+            driven = await Drive(order, judge).run()
+        slots_bound = self.settings.max_concurrency is not None
         return Run(
             system=name,
             repeat=repeat,
             rate_rps=rate,
             schedule=schedule,
-            figures=figures(seen, self.slos, self.settings.duration_s),
-            client=overhead,
-            distrust=tuple(
-                bottleneck(
-                    overhead, self.slos.tightest_tbt_s, self.settings.max_concurrency is not None
-                )
-            ),
-            cut_short=replay.stopped,
-            observations=tuple(seen),
+            figures=figures(driven.observations, self.slos, self.settings.duration_s),
+            client=driven.overhead,
+            distrust=tuple(bottleneck(driven.overhead, self.slos.tightest_tbt_s, slots_bound)),
+            cut_short=driven.stopped,
+            observations=driven.observations,
         )
-
-    async def _warm_up(self, sender: CompletionClient) -> None:
-        """Connections, code paths and compiled kernels that only a first request meets."""
-        seen = [
-            Observation(SimRequest(f"warmup-{number}", 0.0, *WARMUP_LENGTHS, "warmup"), 0.0)
-            for number in range(self.settings.num_warmups)
-        ]
-        await asyncio.gather(*(sender.send(each) for each in seen))
-        failed = next((each for each in seen if each.outcome == "failed"), None)
-        if failed is not None:
-            raise DynaServeError(f"a warm-up request failed: {failed.detail}")
 
     async def _settle(self) -> None:
         """The next run begins on an idle server, prefix cache empty where that can be asked for."""
@@ -203,22 +183,23 @@ class Bench:
 
 
 class _Judge:
-    """Tells the audience of each answer, and stops the replay once too many missed."""
+    """Tells the audience of each answer, and ends the run once too many missed."""
 
     def __init__(self, slos: Slos, audience: Audience, allowed_misses: int | None) -> None:
         self._slos = slos
         self._audience = audience
         self._left = allowed_misses
-        self.replay: Replay | None = None
 
-    def done(self, seen: Observation) -> None:
+    def sent(self, seen: Observation) -> None:
+        self._audience.sent(seen)
+
+    def done(self, seen: Observation) -> bool:
         good = self._slos.of(seen.request.traffic_class).is_met(seen)
         self._audience.done(seen, good)
         if self._left is None or good or not seen.measured:
-            return
+            return False
         self._left -= 1
-        if self._left < 0 and self.replay is not None:
-            self.replay.stop()
+        return self._left < 0
 
 
 async def bench(settings: BenchSettings, audience: Audience) -> BenchResult:
@@ -228,13 +209,14 @@ async def bench(settings: BenchSettings, audience: Audience) -> BenchResult:
         control = None
         if settings.nats is not None:
             control = await stack.enter_async_context(connected(settings.nats, settings.pool))
-        url = settings.url or (await control.gateway_url() if control else DEFAULT_URL)
-        endpoint = await find_endpoint(url, settings.model, _headers(settings))
+        urls = settings.url or (await control.gateway_urls() if control else (DEFAULT_URL,))
+        endpoints = [await find_endpoint(url, settings.model, _headers(settings)) for url in urls]
+        endpoint = endpoints[0]
         max_model_len = settings.max_model_len or endpoint.max_model_len
         vocab_size = settings.vocab_size or endpoint.vocab_size or SAFE_VOCAB_SIZE
         seed = settings.prompt_seed if settings.prompt_seed is not None else secrets.randbits(31)
         client = ClientSettings(
-            url=endpoint.url,
+            urls=tuple(each.url for each in endpoints),
             model=endpoint.model,
             vocab_size=vocab_size,
             run_id="bench",
@@ -257,17 +239,6 @@ async def bench(settings: BenchSettings, audience: Audience) -> BenchResult:
             _devices(settings, control),
             tuple(results),
         )
-
-
-@contextlib.asynccontextmanager
-async def _quiet_collector() -> AsyncIterator[None]:
-    """No full garbage collections of what was there before: they stop the client for long."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _headers(settings: BenchSettings) -> dict[str, str]:

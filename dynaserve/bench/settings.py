@@ -32,8 +32,9 @@ class BenchSettings(BaseSettings):
         description="trace file (CSV, plain or .gz) or synthetic:PROMPT:OUTPUT; several make a "
         "hybrid of alternating windows"
     )
-    url: str | None = Field(
-        default=None, description="endpoint; default: the pool's gateway, else 127.0.0.1:8000"
+    url: tuple[str, ...] = Field(
+        default=(),
+        description="endpoints, in turn; default: the pool's gateways, else 127.0.0.1:8000",
     )
     model: str | None = Field(default=None, description="served name; default: the first served")
     nats: str | None = Field(default=None, description="NATS server of the pool, to switch systems")
@@ -77,6 +78,9 @@ class BenchSettings(BaseSettings):
     num_warmups: int = Field(default=2, ge=0, description="requests sent before the clock starts")
     max_concurrency: int | None = Field(
         default=None, ge=1, description="at most so many under way; waiting counts into TTFT"
+    )
+    client_processes: int = Field(
+        default=1, ge=1, description="processes that send, where one cannot keep up"
     )
     timeout_s: float = Field(default=600.0, gt=0, description="a request taking longer failed")
 

@@ -139,18 +139,19 @@ async def test_long_requests_are_cut_to_the_model_and_said_so(tmp_path: Path) ->
     assert max(len(body["prompt"]) for body in server.bodies) == 510  # type: ignore[arg-type]
 
 
-async def test_the_ramp_finds_the_capacity_of_the_server() -> None:
+async def test_the_ramp_finds_the_capacity_of_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "alike.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + ",10,5\n" * 10)
     # 2 slots, 0.1 s a request: 20 requests/s, and beyond that a queue that grows.
     async with FakeServer(ttft_s=0.02, gap_s=0.02, slots=2).running() as server:
         result = await run(
-            server, "--trace", "synthetic:10:5", "--length-scale", "1", "--ramp",
-            "--request-rate", "5", "--ramp-growth", "2", "--ramp-precision", "0.3",
-            "--slo-ttft-ms", "300", "--duration-s", "3",
+            server, "--trace", str(path), "--ramp", "--request-rate", "4", "--ramp-growth", "2",
+            "--ramp-precision", "0.3", "--slo-ttft-ms", "500", "--duration-s", "3",
         )  # fmt: skip
 
     ramp = result.results[0]
     assert ramp.capacity_rps is not None
-    assert 5.0 < ramp.capacity_rps < 27.0
+    assert 2.5 < ramp.capacity_rps < 27.0
     assert max(run.rate_rps or 0.0 for run in ramp.runs) > ramp.capacity_rps
     assert ramp.at.figures["attainment"] >= 0.9
 
@@ -184,3 +185,24 @@ async def test_nobody_there_is_one_clear_error(trace: str) -> None:
             read_settings(["--url", "http://127.0.0.1:9", "--trace", trace]),
             Board(Console(quiet=True)),
         )
+
+
+async def test_several_client_processes_keep_one_schedule_and_stop_together(trace: str) -> None:
+    async with FakeServer(ttft_s=0.05).running() as server:
+        whole = await run(
+            server, "--trace", trace, "--duration-s", "1", "--client-processes", "2",
+            "--slo-ttft-ms", "1000",
+        )  # fmt: skip
+        stopped = await run(
+            server, "--trace", trace, "--ramp", "--request-rate", "20", "--duration-s", "10",
+            "--client-processes", "2", "--slo-ttft-ms", "20", "--ramp-growth", "100",
+        )  # fmt: skip
+
+    found = whole.results[0].at
+    assert found.figures["completed"] == 20
+    assert [seen.request.arrival_s for seen in found.observations] == sorted(
+        seen.request.arrival_s for seen in found.observations
+    )
+    assert all(run.cut_short for run in stopped.results[0].runs)
+    assert stopped.results[0].capacity_rps == 0.0
+    assert stopped.results[0].runs[0].figures["unfinished"] > 0
