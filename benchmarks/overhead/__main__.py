@@ -1,16 +1,17 @@
-"""``python -m benchmarks.overhead``: two servers in turn, never at once; ratios of their figures.
+"""``python -m benchmarks.overhead``: load on two servers in turn, ratios of their figures.
 
 By default the demo model on the CPU, plain ``vllm serve`` against a pool of one instance. The noise
-floor of the method is what plain against plain gives: ``--servers plain1 plain2``. On a GPU host
-name another model and engine arguments; the method stays.
+floor of the method is what plain against plain gives: ``--servers plain1 plain2``. On a busy host
+``--together`` with many rounds gives a lower one: both servers are up, still only one has load. On
+a GPU host name another model and engine arguments; the method stays.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,38 +44,64 @@ def read_arguments() -> argparse.Namespace:
     add("--pool-args", default="--batcher static:2048", help="for the pool alone")
     add("--env", nargs="*", default=[f"{k}={v}" for k, v in CPU_ENVIRONMENT.items()])
     add("--rounds", type=int, default=2, help="starts of each server, alternating")
+    add(
+        "--together",
+        action="store_true",
+        help="start both once and load them in turn; an idle server costs little, and pairs of "
+        "rounds lie seconds apart instead of a start",
+    )
     add("--prompt-tokens", type=int, default=128)
     add("--output-tokens", type=int, default=64)
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    add("--requests", type=int, nargs="+", default=[24, 96, 192], help="at each concurrency")
+    add("--requests", type=int, nargs="+", default=[16, 64, 128], help="at each concurrency")
     add("--ready-s", type=float, default=180.0, help="wait for /health at most so long")
     add("--json", type=Path, default=Path("benchmarks/results/overhead_cpu.json"))
     add("--logs", type=Path, default=Path(tempfile.gettempdir()), help="folder of servers' logs")
     return parser.parse_args()
 
 
+Found = dict[str, list[list[Level]]]
+"""Name of the server -> per round, one level per concurrency."""
+
+
 async def alternate(
     specs: tuple[ServerSpec, ServerSpec], args: ServerArgs, shape: Shape, given: argparse.Namespace
-) -> dict[str, list[list[Level]]]:
+) -> Found:
     """A B, then B A, and so on: a slow drift of the host cancels out."""
-    found: dict[str, list[list[Level]]] = {spec.name: [] for spec in specs}
-    for number in range(given.rounds):
-        for spec in specs if number % 2 == 0 else reversed(specs):
-            began_s = time.monotonic()
-            log = given.logs / f"overhead-{spec.name}.log"
-            async with serving(spec, args, log, given.ready_s) as url:
-                ready_s = time.monotonic() - began_s
-                levels = await measure(url, shape, seed=number)
-            found[spec.name].append(levels)
-            print(f"round {number + 1} {spec.name}: ready after {ready_s:.0f} s", flush=True)
-            for level in levels:
-                print(
-                    f"  {level.concurrency:3d} users: TTFT {level.ttft_median_ms:.1f} ms, TPOT "
-                    f"{level.tpot_median_ms:.2f} ms, {level.output_tokens_s:.0f} tokens/s, client "
-                    f"{level.client.cpu_share:.0%} of a core",
-                    flush=True,
-                )
+    found: Found = {spec.name: [] for spec in specs}
+    async with contextlib.AsyncExitStack() as both:
+        urls: dict[str, str] = {}
+        if given.together:
+            for spec in specs:
+                urls[spec.name] = await both.enter_async_context(start(spec, args, given))
+                await measure(urls[spec.name], shape, seed=10_000)
+        for number in range(given.rounds):
+            for spec in specs if number % 2 == 0 else reversed(specs):
+                async with contextlib.AsyncExitStack() as alone:
+                    url = urls.get(spec.name)
+                    if url is None:
+                        url = await alone.enter_async_context(start(spec, args, given))
+                    levels = await measure(url, shape, seed=number)
+                found[spec.name].append(levels)
+                tell(number, spec.name, levels)
     return found
+
+
+def start(
+    spec: ServerSpec, args: ServerArgs, given: argparse.Namespace
+) -> contextlib.AbstractAsyncContextManager[str]:
+    return serving(spec, args, given.logs / f"overhead-{spec.name}.log", given.ready_s)
+
+
+def tell(number: int, name: str, levels: list[Level]) -> None:
+    print(f"round {number + 1} {name}")
+    for level in levels:
+        print(
+            f"  {level.concurrency:3d} users: TTFT {level.ttft_median_ms:.1f} ms, TPOT "
+            f"{level.tpot_median_ms:.2f} ms, {level.output_tokens_s:.0f} tokens/s, client "
+            f"{level.client.cpu_share:.0%} of a core",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -93,6 +120,7 @@ def main() -> None:
     document = {
         **provenance(command()),
         "servers": [first.name, second.name],
+        "together": given.together,
         "shape": asdict(shape),
         "ratios": {str(users): figures for users, figures in against.items()},
         "rounds": {
