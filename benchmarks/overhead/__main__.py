@@ -99,7 +99,7 @@ def tell(number: int, name: str, levels: list[Level]) -> None:
         print(
             f"  {level.concurrency:3d} users: TTFT {level.ttft_median_ms:.1f} ms, TPOT "
             f"{level.tpot_median_ms:.2f} ms, {level.output_tokens_s:.0f} tokens/s, client "
-            f"{level.client.cpu_share:.0%} of a core",
+            f"{level.client.cpu_share:.0%} of a core, late {level.client.loop_lag_p99_ms:.1f} ms",
             flush=True,
         )
 
