@@ -24,7 +24,8 @@ class ClassFigures(TypedDict):
 
 
 class Figures(TypedDict):
-    """Rates per second of the time in which requests were due, times in milliseconds.
+    """Offered rate and goodput are per second of ``span_s``, in which the requests were due;
+    throughput is per second of ``busy_s``, which ends with the last token. Times in milliseconds.
 
     ``times`` holds ``<statistic>_<metric>_ms`` of completed requests: ``mean_ttft_ms``,
     ``p99_itl_ms`` (gaps between chunks), ``p99_tbt_p99_of_request_ms`` and so on.

@@ -26,8 +26,8 @@ def plot(result: BenchResult, path: Path) -> None:
         gaps = milliseconds(gap for each in seen for gap in each.token_gaps_s())
         _distribution(tbt, gaps.tolist(), system)
     slo = result.slos.default
-    _finish(ttft, "TTFT (ms)", slo.ttft_s)
-    _finish(tbt, "TBT (ms)", slo.tbt_s)
+    _finish(ttft, "TTFT (ms)", "share of requests", slo.ttft_s)
+    _finish(tbt, "TBT (ms)", "share of gaps between tokens", slo.tbt_s)
     _attainment(attained, result)
     figure.savefig(path, dpi=110, format="png")
 
@@ -48,10 +48,10 @@ def _distribution(axes: Axes, values: Sequence[float], label: str) -> None:
     axes.step(np.maximum(ordered, 1e-2), share, where="post", label=label)
 
 
-def _finish(axes: Axes, label: str, objective_s: float) -> None:
+def _finish(axes: Axes, label: str, of: str, objective_s: float) -> None:
     if math.isfinite(objective_s):
         axes.axvline(objective_s * 1e3, color="black", linestyle="--", label="SLO")
-    axes.set(xlabel=label, ylabel="share of " + label.split()[0], xscale="log", ylim=(0, 1.01))
+    axes.set(xlabel=label, ylabel=of, xscale="log", ylim=(0, 1.01))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
@@ -61,7 +61,7 @@ def _attainment(axes: Axes, result: BenchResult) -> None:
     found = rows(result)
     names = [row["system"] for row in found]
     shares = [row["values"]["attainment"] for row in found]
-    axes.barh(names, shares, color=[f"C{number}" for number in range(len(names))])
+    axes.barh(names, shares, height=0.5, color=[f"C{number}" for number in range(len(names))])
     axes.axvline(result.settings.ramp_goal, color="black", linestyle="--")
     axes.set(xlabel="share of requests in SLO", xlim=(0, 1.0))
     axes.invert_yaxis()
