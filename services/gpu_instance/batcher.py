@@ -43,7 +43,9 @@ class BatcherSettings:
     push every one of them over its SLO, while its own TTFT can still wait.
     """
     free_step_ms: float = 160.0
-    """Length of a step in which nothing decodes: long enough to spread the step's base cost."""
+    """Longest step in which nothing decodes: long enough to spread the step's base cost."""
+    free_step_share: float = 0.3
+    """Without decodes a step takes this share of the waiting prompts, at least the first one."""
     lost_every: int = 16
     """One step in so many may lead with a prompt whose deadline is already lost."""
     spike_floor: float = 0.4
@@ -137,12 +139,24 @@ class Batcher:
             return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
         settings = self.settings
         if load.num_decodes == 0:
-            return StepPlan(self._prefill_tokens(settings.free_step_ms, load), math.inf)
+            return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
         limit_ms = load.slack_ms * self.relief / (1.0 + self.margin)
         prefill = self._prefill_tokens(limit_ms, load)
         if lost_turn:
             prefill = max(prefill, settings.min_prefill_tokens)
         return StepPlan(load.num_decodes + prefill, limit_ms)
+
+    def _free_limit_ms(self, load: StepLoad) -> float:
+        """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
+        model, longest_ms = self.online.model, self.settings.free_step_ms
+        first_ms = total_ms = 0.0
+        for tokens, context in load.prompts:
+            total_ms += model.prompt_ms(tokens, context)
+            first_ms = first_ms or total_ms
+            if total_ms > longest_ms / self.settings.free_step_share:
+                break
+        wanted_ms = max(first_ms, self.settings.free_step_share * total_ms)
+        return model.base_ms + 1e-6 + min(wanted_ms, longest_ms)
 
     def _prefill_tokens(self, limit_ms: float, load: StepLoad) -> int:
         """Tokens of the prompts, taken in order, that fit the limit beside the decodes."""

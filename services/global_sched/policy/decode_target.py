@@ -26,8 +26,9 @@ class TargetSettings:
     """Decodes that still wait count up to this share of the SLO on each instance."""
     growth: float = 0.25
     """Contexts are planned to grow by this share of the mean output."""
-    least_gain: float = 0.03
-    """Base cost saved, as a share of the pool, below which everybody may decode."""
+    least_base_share: float = 0.2
+    """Below this share of the TBT SLO a step's base cost is not worth gathering for: at loose SLOs
+    mixed batches lose next to nothing, and every instance's spare time shortens TTFT."""
 
 
 def decode_holders(
@@ -39,8 +40,6 @@ def decode_holders(
 ) -> frozenset[str]:
     """Ids of the instances that should decode: those that decode most already."""
     wanted = _target(loads, slo_tbt_ms, context_tokens, output_tokens, settings)
-    if _saved_share(loads, slo_tbt_ms, wanted) < settings.least_gain:
-        wanted = len(loads)
     by_decodes = sorted(loads, key=lambda load: (-load.decode_ms, load.wait_ms))
     return frozenset(load.view.instance_id for load in by_decodes[:wanted])
 
@@ -53,6 +52,8 @@ def _target(
     settings: TargetSettings,
 ) -> int:
     first = loads[0]
+    if first.view.model.base_ms < settings.least_base_share * slo_tbt_ms:
+        return len(loads)
     room_ms = settings.fill * slo_tbt_ms - first.view.model.base_ms
     if room_ms <= 0.0:
         return len(loads)
@@ -70,9 +71,3 @@ def _target(
     kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
     needed = max(decode_ms / room_ms, (contexts + context_tokens) / kv_tokens)
     return min(max(math.ceil(needed), 1), len(loads))
-
-
-def _saved_share(loads: Sequence[Load], slo_tbt_ms: float, holders: int) -> float:
-    """Share of the pool's time that gathering saves against everybody decoding."""
-    base_ms = loads[0].view.model.base_ms
-    return (len(loads) - holders) / len(loads) * base_ms / slo_tbt_ms

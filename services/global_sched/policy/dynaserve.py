@@ -170,7 +170,8 @@ class DynaServe:
 
     def _tail_done_s(self, arrives_s: float, tail: int, beta: Load, request: RequestView) -> float:
         """When beta has computed its part of the prompt: it meets a step in progress first."""
-        step_s = self._step_s(beta, request)
+        busy = beta.view.outstanding_prefill_tokens > 0
+        step_s = request.slo_tbt_s if busy else 1e-3 * beta.step_ms
         if tail <= BLOCK_TOKENS:
             return arrives_s + (1.5 if beta.view.num_decodes else 1.0) * step_s
         return max(arrives_s + 0.5 * step_s, 1e-3 * beta.wait_ms) + 1e-3 * tail / beta.tokens_per_ms
