@@ -1,4 +1,7 @@
-"""KV ports over real sockets, in one process and in two; every test on both transports."""
+"""KV ports over real sockets, in one process and in two; every test on each transport.
+
+``gloo`` stands in for NCCL: the same protocol, threads and bookkeeping, other memory.
+"""
 
 import dataclasses
 import gc
@@ -143,14 +146,18 @@ class Pool:
             assert time.monotonic() < give_up, "waited in vain"
 
 
-@pytest.fixture(params=["shm", "tcp"])
+OFFERED = {"shm": ["shm", "tcp"], "tcp": ["tcp"], "gloo": ["gloo", "tcp"]}
+"""What a port offers so that the named transport is the one it takes."""
+
+
+@pytest.fixture(params=["shm", "tcp", "gloo"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def pool(transport: str) -> Iterator[Pool]:
-    pool = Pool(["shm", "tcp"] if transport == "shm" else ["tcp"])
+    pool = Pool(OFFERED[transport])
     yield pool
     for worker in pool.workers:
         worker.port.close()
@@ -410,7 +417,7 @@ class Gate:
     def __init__(self, worker: Worker) -> None:
         self._inner = HostPages(worker.layers)
         self.num_layers, self.num_blocks = self._inner.num_layers, self._inner.num_blocks
-        self.block_bytes = self._inner.block_bytes
+        self.block_bytes, self.device = self._inner.block_bytes, self._inner.device
         self.reached = threading.Event()
         self._opened = threading.Event()
         worker.port._receiver.pages = self
@@ -421,12 +428,16 @@ class Gate:
     def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence:
         return self._inner.gather(block_ids, out)
 
-    def scatter(self, layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
+    def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
         self.reached.set()
         assert self._opened.wait(PATIENCE_S)
-        self._inner.scatter(layer, block_ids, rows)
+        self._inner.scatter(first_layer, block_ids, rows)
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        return self._inner.host_buffer(nbytes)
 
 
+@pytest.mark.parametrize("transport", ["shm", "tcp"], indirect=True)
 def test_cancel_waits_for_the_span_being_written_and_for_nothing_more(pool: Pool) -> None:
     tuning = LinkTuning(piece_bytes=BLOCK_BYTES)
     a, b = pool.worker(), pool.worker(tuning=tuning)
@@ -682,7 +693,7 @@ def test_nothing_is_left_after_close(transport: str) -> None:
     shm_before = set(os.listdir("/dev/shm"))
     before = held()
     for _ in range(3):
-        use_and_close(Pool(["shm", "tcp"] if transport == "shm" else ["tcp"]))
+        use_and_close(Pool(OFFERED[transport]))
     assert held() == before
     assert set(os.listdir("/dev/shm")) <= shm_before
 
@@ -691,7 +702,7 @@ class Peer:
     """link_peer.py in a process of its own."""
 
     def __init__(self, transport: str, block_bytes: int) -> None:
-        transports = "shm,tcp" if transport == "shm" else "tcp"
+        transports = ",".join(OFFERED[transport])
         self.process = subprocess.Popen(
             [
                 sys.executable,

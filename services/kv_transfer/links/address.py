@@ -17,6 +17,7 @@ class PortAddress(msgspec.Struct, frozen=True):
     tcp_port: int
     unix_name: str  # abstract socket; "" without shared memory
     transports: tuple[str, ...]
+    device: str = ""  # identity of the GPU that holds the cache; "" for host memory
 
     def encode(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -30,12 +31,22 @@ def _same_host(sender: PortAddress, receiver: PortAddress) -> bool:
     return sender.host_id == receiver.host_id
 
 
+def _two_gpus(sender: PortAddress, receiver: PortAddress) -> bool:
+    return bool(sender.device and receiver.device) and sender.device != receiver.device
+
+
+def _no_gpu(sender: PortAddress, receiver: PortAddress) -> bool:
+    return not sender.device and not receiver.device
+
+
 def _anywhere(sender: PortAddress, receiver: PortAddress) -> bool:
     return True
 
 
 # Best first. Each rule says whether the transport can join the two, given that both have it.
 REACH: dict[str, Callable[[PortAddress, PortAddress], bool]] = {
+    "nccl": _two_gpus,
+    "gloo": _no_gpu,
     "shm": _same_host,
     "tcp": _anywhere,
 }
@@ -48,6 +59,14 @@ def usable_transports(sender: PortAddress, receiver: PortAddress) -> list[str]:
         for name, reaches in REACH.items()
         if name in sender.transports and name in receiver.transports and reaches(sender, receiver)
     ]
+
+
+def transports_from(
+    sender: PortAddress, receiver: PortAddress, preferred: str | None = None
+) -> list[str]:
+    """What to try, one after the other: from ``preferred``, else from the best on."""
+    usable = usable_transports(sender, receiver)
+    return usable[usable.index(choose_transport(sender, receiver, preferred)) :]
 
 
 def choose_transport(sender: PortAddress, receiver: PortAddress, forced: str | None = None) -> str:

@@ -35,6 +35,13 @@ class Welcome(Frame, frozen=True, array_like=True):
     """The hello is accepted; both sides now attach the transport."""
 
 
+class Rendezvous(Frame, frozen=True, array_like=True):
+    """Where the two ends meet to join their devices, and how much may be on its way at once."""
+
+    tcp_port: int
+    window_bytes: int
+
+
 class Attached(Frame, frozen=True, array_like=True):
     """The receiver's end of the transport is ready for chunks."""
 
@@ -87,7 +94,8 @@ class Cancel(Frame, frozen=True, array_like=True):
     reason: str
 
 
-Message = Hello | Welcome | Attached | Refuse | Offer | Ready | Chunk | Ack | Withdraw | Cancel
+Handshake = Hello | Welcome | Rendezvous | Attached | Refuse
+Message = Handshake | Offer | Ready | Chunk | Ack | Withdraw | Cancel
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -116,7 +124,7 @@ class FrameSocket:
         self._head = bytearray(_HEAD.size)
         self._stall_ms = max(1, int(stall_timeout_s * 1000))
         self._idle_ms: int | None = None
-        self._closed = False
+        self.is_down = False  # shutdown() was called
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             _prepare_tcp(sock)
@@ -172,6 +180,21 @@ class FrameSocket:
                 raise LinkBroken("the peer closed the link")
             view, patience = view[received:], self._stall_ms
 
+    @property
+    def host(self) -> str:
+        """This end's address."""
+        return str(self._sock.getsockname()[0])
+
+    @property
+    def peer_host(self) -> str:
+        return str(self._sock.getpeername()[0])
+
+    def has_news(self) -> bool:
+        """A message, or the end, waits to be read."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(0))
+
     def _wait(self, events: int, timeout_ms: int | None) -> None:
         poller = select.poll()
         poller.register(self._sock, events)
@@ -190,6 +213,7 @@ class FrameSocket:
 
     def shutdown(self) -> None:
         """Wakes both threads; the descriptor stays until close(), so it cannot be reused."""
+        self.is_down = True
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -19,6 +19,8 @@ from services.kv_transfer.links.frames import (
 from services.kv_transfer.links.half import Half, LinkStats, Mail, Memory
 from services.kv_transfer.links.incoming_link import Incoming, IncomingLink
 from services.kv_transfer.links.pages import KvPages
+from services.kv_transfer.links.staging import Arena
+from services.kv_transfer.links.transports import TRANSPORTS
 from services.kv_transfer.links.tuning import LinkTuning
 
 
@@ -45,6 +47,7 @@ class Receiver(Half):
     def __init__(
         self,
         pages: KvPages,
+        inbox: Arena | None,
         port_id: str,
         geometry: str,
         news: News,
@@ -53,6 +56,7 @@ class Receiver(Half):
     ) -> None:
         super().__init__(news, tuning, kick)
         self.pages = pages
+        self.inbox = inbox
         self.totals: dict[str, int] = {}  # bytes received, by transport
         self._port_id = port_id
         self._geometry = geometry
@@ -150,8 +154,11 @@ class Receiver(Half):
             return f"the worker here is {self._port_id}, not {hello.target_id}: it was restarted"
         if hello.geometry != self._geometry:
             return f"KV geometry differs: {self._geometry} here, {hello.geometry} at the sender"
-        if hello.transport != accepted_over:
-            return f"transport {hello.transport!r} on a socket for {accepted_over!r}"
+        transport = TRANSPORTS.get(hello.transport)
+        if transport is None or transport.listens_on != accepted_over:
+            return f"transport {hello.transport!r} on a {accepted_over} socket"
+        if transport.memory == "device" and self.inbox is None:
+            return f"transport {hello.transport!r} is not offered here"
         return None
 
     def is_offered(self, link: IncomingLink, offer: Offer) -> None:

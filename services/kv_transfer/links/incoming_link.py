@@ -1,13 +1,16 @@
 """The receiving end of a link: answers the hello, reads offers and chunks, writes ready and ack."""
 
+import logging
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from services.kv_transfer.links.errors import LinkBroken, LinkError
+from services.kv_transfer.links.errors import LinkBroken, LinkError, PathUnavailable
 from services.kv_transfer.links.frames import (
     Attached,
     Chunk,
@@ -20,14 +23,16 @@ from services.kv_transfer.links.frames import (
     Withdraw,
     short,
 )
-from services.kv_transfer.links.link import Link
+from services.kv_transfer.links.link import Link, Outbox, say
 from services.kv_transfer.links.pages import KvPages, Span
-from services.kv_transfer.links.paths import ReceivePath
+from services.kv_transfer.links.paths import ReceivePath, ReceivingEnd
 from services.kv_transfer.links.transports import TRANSPORTS
 from services.kv_transfer.links.tuning import LinkTuning
 
 if TYPE_CHECKING:
     from services.kv_transfer.links.incoming import Receiver
+
+log = logging.getLogger("dynaserve.kv_transfer.links")
 
 
 class Incoming:
@@ -68,8 +73,7 @@ class Incoming:
         with self._writing:
             if self.ended:
                 return
-            for i in range(span.num_layers):
-                pages.scatter(span.layer + i, ids, rows[i, skip:])
+            pages.scatter(span.layer, ids, rows[:, skip:])
 
     def wait_for_writer(self) -> None:
         """With ``ended`` set, nothing is written after this returns."""
@@ -82,7 +86,19 @@ class Incoming:
         self._filled[start:end] = b"\1" * (end - start)
 
 
+@dataclass(frozen=True)
+class Landing:
+    """A chunk on its way into its blocks, or to nowhere when nobody expects it (any more)."""
+
+    chunk: Chunk
+    record: Incoming | None
+    spans: Iterator[tuple[Span, torch.Tensor]]
+    started_at: float
+
+
 class IncomingLink(Link[Message]):
+    """Where the transport posts ahead, a third thread takes the chunks as they come in."""
+
     def __init__(
         self, half: "Receiver", sock: socket.socket, transport: str, tuning: LinkTuning
     ) -> None:
@@ -92,6 +108,9 @@ class IncomingLink(Link[Message]):
         self._accepted_over = transport
         self._path: ReceivePath | None = None
         self._staging_bytes = 0
+        self._landed_at = 0.0
+        self._landings: Outbox[Landing] = Outbox(tuning.outbox_messages)
+        self._lander = threading.Thread(target=self._land_all, name="kv-land", daemon=True)
 
     def _connect(self) -> FrameSocket:
         wire = self.wire = FrameSocket(self._sock, self.tuning.stall_timeout_s)
@@ -108,16 +127,17 @@ class IncomingLink(Link[Message]):
         wire.send(Welcome())
         self._attach(wire, hello)
         wire.send(Attached())
+        if self._path is not None and self._path.posts_ahead:
+            self._lander.start()
         wire.give_up_after(None)
         return wire
 
     def _attach(self, wire: FrameSocket, hello: Hello) -> None:
         transport = TRANSPORTS[hello.transport]
         try:
-            self._path = transport.attach_receiver(
-                wire, self._half.pages, hello.staging_bytes, self.tuning.piece_bytes
-            )
-        except OSError as error:
+            end = ReceivingEnd(self._half.pages, self._half.inbox, hello.staging_bytes, self.tuning)
+            self._path = transport.attach_receiver(wire, end)
+        except (OSError, PathUnavailable) as error:
             wire.send(Refuse(short(f"{hello.transport}: {error}"), retry_other=True))
             raise
         self.transport = hello.transport
@@ -139,22 +159,48 @@ class IncomingLink(Link[Message]):
                 raise LinkBroken(f"unexpected {type(message).__name__} from a sender")
 
     def _take(self, wire: FrameSocket, chunk: Chunk) -> None:
-        """Receive one chunk into its blocks, or to nowhere when nobody expects it (any more)."""
         assert self._path is not None
-        started = time.monotonic()
         pages = self._half.pages
         fits = pages.num_layers * pages.block_bytes * chunk.num_blocks
         if not 0 < chunk.nbytes == fits <= self._staging_bytes:
             raise LinkBroken(f"chunk of {chunk.num_blocks} blocks with {chunk.nbytes} bytes")
+        started = time.monotonic()
         record = self._half.record_of(self, chunk)
-        for span, rows in self._path.receive(wire, chunk):
+        landing = Landing(chunk, record, self._path.receive(wire, chunk), started)
+        if not self._path.posts_ahead:
+            self._land(landing)
+        elif not self._landings.put(landing):
+            raise LinkBroken("the sender goes beyond what may be under way")
+
+    def _land(self, landing: Landing) -> None:
+        chunk, record = landing.chunk, landing.record
+        started = max(landing.started_at, self._landed_at)
+        for span, rows in landing.spans:
             if record is not None:
-                record.write(pages, chunk, span, rows)
-        took_s = time.monotonic() - started
+                record.write(self._half.pages, chunk, span, rows)
+        self._landed_at = time.monotonic()
+        took_s = self._landed_at - started
         self.busy_s += took_s
         self.bytes_moved += chunk.nbytes
         self.chunks_moved += 1
         self._half.has_landed(self, record, chunk, took_s)
+
+    def _land_all(self) -> None:
+        try:
+            while (landing := self._landings.get()) is not None:
+                self._land(landing)
+        except LinkError as error:
+            self.break_off(say(error))
+        except Exception as error:  # the thread's edge
+            log.exception("link %s: lander failed", self.name)
+            self.break_off(say(error))
+
+    def _abort(self) -> None:
+        self._landings.close()
+        if self._path is not None:
+            self._path.abort()
+        if self._lander.ident is not None:
+            self._lander.join()
 
     def _lost(self, reason: str) -> None:
         self._half.link_lost(self, reason)

@@ -81,8 +81,12 @@ class Link(Generic[Job]):
         """Called once, by the first to notice."""
         raise NotImplementedError
 
+    def _abort(self) -> None:
+        """End what the transport has under way, so that no thread waits for it."""
+        raise NotImplementedError
+
     def _released(self) -> None:
-        """Both threads are done: let go of what the transport holds."""
+        """All threads are done: let go of what the transport holds."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -122,10 +126,10 @@ class Link(Generic[Job]):
             while (job := self._outbox.get()) is not None:
                 self._write_one(self.wire, job)
         except (LinkError, OSError) as error:
-            self.break_off(_say(error))
+            self.break_off(say(error))
         except Exception as error:  # the thread's edge
             log.exception("link %s: writer failed", self.name)
-            self.break_off(_say(error))
+            self.break_off(say(error))
         finally:
             self._end()
 
@@ -135,13 +139,14 @@ class Link(Generic[Job]):
             while True:
                 self._read_one(self.wire, self.wire.receive())
         except (LinkError, OSError) as error:
-            self.break_off(_say(error))
+            self.break_off(say(error))
         except Exception as error:  # the thread's edge
             log.exception("link %s: reader failed", self.name)
-            self.break_off(_say(error))
+            self.break_off(say(error))
 
     def _end(self) -> None:
         self.break_off("closed")
+        self._abort()
         if self._reader.ident is not None:
             self._reader.join()
         if self.wire is not None:
@@ -149,5 +154,5 @@ class Link(Generic[Job]):
         self._released()
 
 
-def _say(error: Exception) -> str:
+def say(error: Exception) -> str:
     return str(error) if isinstance(error, LinkBroken) else f"{type(error).__name__}: {error}"

@@ -4,10 +4,11 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from services.kv_transfer.links.address import PortAddress, choose_transport, usable_transports
+from services.kv_transfer.links.address import PortAddress, transports_from
 from services.kv_transfer.links.errors import LinkBroken, TransportRefused
 from services.kv_transfer.links.events import Failed, News, Readied, Sent
 from services.kv_transfer.links.frames import Cancel, Chunk, Hello, Offer, Ready, Withdraw, short
+from services.kv_transfer.links.gathering import Gathering
 from services.kv_transfer.links.half import Half, LinkStats, Mail, Memory
 from services.kv_transfer.links.outgoing_link import (
     ChunkJob,
@@ -15,7 +16,9 @@ from services.kv_transfer.links.outgoing_link import (
     OutgoingLink,
     OutgoingState,
 )
-from services.kv_transfer.links.staging import Arena, Slab, Staging
+from services.kv_transfer.links.pages import passed
+from services.kv_transfer.links.paths import MemoryKind, Transport
+from services.kv_transfer.links.staging import SharedArena, Slab, Staging
 from services.kv_transfer.links.tuning import LinkTuning
 
 LinkKey = tuple[str, tuple[str, ...]]
@@ -26,8 +29,7 @@ class Sender(Half):
 
     def __init__(
         self,
-        staging: Staging,
-        arena: Arena,
+        stagings: dict[MemoryKind, Staging],
         local: PortAddress,
         geometry: str,
         news: News,
@@ -36,10 +38,9 @@ class Sender(Half):
     ) -> None:
         super().__init__(news, tuning, kick)
         self.tuning = tuning
-        self.arena = arena
         self.fallbacks = 0
         self.totals: dict[str, int] = {}  # bytes confirmed, by transport
-        self._staging = staging
+        self._stagings = stagings
         self._local = local
         self._geometry = geometry
         self._live: dict[str, Outgoing] = {}
@@ -47,12 +48,20 @@ class Sender(Half):
         self._links: dict[LinkKey, OutgoingLink] = {}
         self._leaving: set[OutgoingLink] = set()  # broken, threads not ended yet
         self._seq = itertools.count()
+        self._gathering = Gathering()
         self._short_of_room = False
         self._closed = False
 
-    def hello(self, peer: PortAddress, transport: str) -> Hello:
-        capacity = self.arena.capacity
-        return Hello(self._local.port_id, peer.port_id, self._geometry, transport, capacity)
+    def hello(self, peer: PortAddress, transport: str, staging_bytes: int) -> Hello:
+        local = self._local.port_id
+        return Hello(local, peer.port_id, self._geometry, transport, staging_bytes)
+
+    def staging_for(self, transport: Transport) -> Staging:
+        """May take a while: called by the link's thread."""
+        staging = self._stagings[transport.memory]
+        if self._local.device and isinstance(staging.arena, SharedArena):
+            staging.arena.pin()
+        return staging
 
     # -- called by the engine's thread
 
@@ -91,11 +100,10 @@ class Sender(Half):
             self._news.add_failed(Failed(handoff_id, epoch, reason, 0), outgoing=True)
         return epoch > known
 
-    def _link_to(self, peer: PortAddress, forced: str | None) -> OutgoingLink:
+    def _link_to(self, peer: PortAddress, preferred: str | None) -> OutgoingLink:
         if self._closed:
             raise TransportRefused("the port is closed")
-        chosen = choose_transport(self._local, peer, forced)
-        names = [chosen] if forced else usable_transports(self._local, peer)
+        names = transports_from(self._local, peer, preferred)
         key = (peer.port_id, tuple(names))
         link = self._links.get(key)
         if link is None or link.is_over:
@@ -116,28 +124,29 @@ class Sender(Half):
             if record is None or record.first_block is None or record.last_staged_at is not None:
                 return False
             wrong = record.what_is_wrong_with(first_block, len(block_ids), last)
-            if wrong is None and len(block_ids) > self._staging.max_blocks:
-                wrong = f"{len(block_ids)} blocks in a chunk; staging holds {self.max_blocks}"
+            staging = record.link.staging
+            if wrong is None and len(block_ids) > staging.max_blocks:
+                wrong = f"{len(block_ids)} blocks in a chunk; staging holds {staging.max_blocks}"
             if wrong is not None:
                 self._fail(mail, record, wrong)
                 return False
             if len(record.link.under_way) >= self.tuning.outbox_messages // 2:
                 self._short_of_room = True
                 return False
-        slab = self._staging.stage(block_ids) or self._stage_or_wait(block_ids)
+        slab = staging.stage(block_ids) or self._stage_or_wait(staging, block_ids)
         if slab is None:
             return False
         return self._queue(record, first_block, len(block_ids), last, slab)
 
-    def _stage_or_wait(self, block_ids: Sequence[int]) -> Slab | None:
+    def _stage_or_wait(self, staging: Staging, block_ids: Sequence[int]) -> Slab | None:
         """Ask to be told of room before trying again, so that none that returns is missed."""
         with self._lock:
             self._short_of_room = True
-        return self._staging.stage(block_ids)
+        return staging.stage(block_ids)
 
     @property
     def max_blocks(self) -> int:
-        return self._staging.max_blocks
+        return min(staging.max_blocks for staging in self._stagings.values())
 
     def _queue(
         self, record: Outgoing, first_block: int, num_blocks: int, last: bool, slab: Slab
@@ -154,7 +163,10 @@ class Sender(Half):
                 record.unconfirmed += 1
                 record.last_staged_at = time.monotonic() if last else None
         # Also when the handoff ended meanwhile: the writer frees the slab once it is gathered.
-        return record.link.post(job) and not record.ended
+        if slab.fence is passed:
+            return record.link.post(job) and not record.ended
+        self._gathering.put(job)
+        return not record.ended
 
     def _chunk_job(
         self, record: Outgoing, first_block: int, num_blocks: int, last: bool, slab: Slab
@@ -184,7 +196,6 @@ class Sender(Half):
         """The writer is about to send; False when the handoff ended while the chunk waited."""
         now = time.monotonic()
         if job.record.ended:
-            job.slab.fence()
             self._free(link, job.chunk.seq)
             return False
         with self._lock:
@@ -193,6 +204,8 @@ class Sender(Half):
             link.on_wire += 1
             if job.record.busy_since == 0.0:
                 job.record.busy_since = now
+        if link.overdue_at < float("inf"):
+            self._kick(link.overdue_at)
         return True
 
     def is_ready(self, link: OutgoingLink, message: Ready) -> None:
@@ -207,7 +220,7 @@ class Sender(Half):
             wait_s = time.monotonic() - record.offered_at
             self._news.add(Readied(record.handoff_id, record.epoch, message.first_block, wait_s))
 
-    def is_confirmed(self, link: OutgoingLink, seq: int) -> None:
+    def is_confirmed(self, link: OutgoingLink, seq: int) -> Chunk:
         now = time.monotonic()
         job = self._free(link, seq)
         if job is None:
@@ -216,7 +229,7 @@ class Sender(Half):
             self._count(link, job.chunk, now)
             record = job.record
             if record.ended:
-                return
+                return job.chunk
             record.num_bytes += job.chunk.nbytes
             record.num_chunks += 1
             record.unconfirmed -= 1
@@ -224,6 +237,7 @@ class Sender(Half):
             record.busy_since = now if record.unconfirmed else 0.0
             if record.last_staged_at is not None and record.unconfirmed == 0:
                 self._finish(record, now, now - record.last_staged_at)
+        return job.chunk
 
     def _count(self, link: OutgoingLink, chunk: Chunk, now: float) -> None:
         link.on_wire -= 1
@@ -278,7 +292,12 @@ class Sender(Half):
         with self._changing() as mail:
             for record in [r for r in self._live.values() if r.deadline <= now]:
                 self._fail(mail, record, "sender: deadline passed")
-            return min((r.deadline for r in self._live.values()), default=float("inf"))
+            due = [r.deadline for r in self._live.values()]
+            stalled = [link for link in self._links.values() if link.overdue_at <= now]
+            due += [link.overdue_at for link in self._links.values() if link not in stalled]
+        for link in stalled:
+            link.break_off(f"the peer has taken nothing for {self.tuning.stall_timeout_s:g} s")
+        return min(due, default=float("inf"))
 
     def close(self, join_until: float) -> None:
         with self._lock:
@@ -288,6 +307,7 @@ class Sender(Half):
             link.break_off("the port was closed")
         for link in links:
             link.join(max(0.0, join_until - time.monotonic()))
+        self._gathering.close(join_until)
 
     def stats(self) -> list[LinkStats]:
         with self._lock:

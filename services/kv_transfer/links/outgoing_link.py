@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.kv_transfer.links.address import PortAddress
-from services.kv_transfer.links.errors import LinkBroken, PathUnavailable, PeerRefused
+from services.kv_transfer.links.errors import LinkBroken, PathUnavailable
 from services.kv_transfer.links.frames import (
     Ack,
     Attached,
@@ -15,12 +15,12 @@ from services.kv_transfer.links.frames import (
     FrameSocket,
     Message,
     Ready,
-    Refuse,
     Welcome,
 )
+from services.kv_transfer.links.handshake import expect
 from services.kv_transfer.links.link import Link
 from services.kv_transfer.links.paths import SendPath
-from services.kv_transfer.links.staging import Slab
+from services.kv_transfer.links.staging import Slab, Staging
 from services.kv_transfer.links.transports import TRANSPORTS
 
 if TYPE_CHECKING:
@@ -97,6 +97,19 @@ class OutgoingLink(Link[Message | ChunkJob]):
         self._half = half
         self._transports = transports
         self._path: SendPath | None = None
+        self._staging: Staging | None = None
+
+    @property
+    def staging(self) -> Staging:
+        """Where its chunks are gathered; known once it is connected."""
+        assert self._staging is not None
+        return self._staging
+
+    @property
+    def overdue_at(self) -> float:
+        """When a transfer that makes no progress has lost the link (monotonic seconds)."""
+        watched = self.on_wire and TRANSPORTS[self.transport].builds
+        return self.busy_since + self.tuning.stall_timeout_s if watched else float("inf")
 
     def _connect(self) -> FrameSocket:
         for name in self._transports[:-1]:
@@ -113,10 +126,13 @@ class OutgoingLink(Link[Message | ChunkJob]):
         wire = self.wire = FrameSocket(sock, self.tuning.stall_timeout_s)
         try:
             wire.give_up_after(self.tuning.connect_timeout_s)
-            wire.send(self._half.hello(self.peer, name))
-            _expect(wire, Welcome)
-            self._path = transport.attach_sender(wire, self._half.arena)
-            _expect(wire, Attached)
+            self._staging = self._half.staging_for(transport)
+            wire.send(self._half.hello(self.peer, name, self._staging.arena.capacity))
+            expect(wire, Welcome)
+            if transport.builds:
+                wire.give_up_after(self.tuning.build_timeout_s)
+            self._path = transport.attach_sender(wire, self._staging.arena, self.tuning)
+            expect(wire, Attached)
             wire.give_up_after(None)
         except BaseException:
             self.wire = None
@@ -137,7 +153,9 @@ class OutgoingLink(Link[Message | ChunkJob]):
             case Ready():
                 self._half.is_ready(self, message)
             case Ack():
-                self._half.is_confirmed(self, message.seq)
+                chunk = self._half.is_confirmed(self, message.seq)
+                assert self._path is not None
+                self._path.confirmed(chunk)
             case Cancel():
                 self._half.is_cancelled(self, message)
             case _:
@@ -146,15 +164,11 @@ class OutgoingLink(Link[Message | ChunkJob]):
     def _lost(self, reason: str) -> None:
         self._half.link_lost(self, reason)
 
+    def _abort(self) -> None:
+        if self._path is not None:
+            self._path.abort()
+
     def _released(self) -> None:
         self._half.link_released(self)
         if self._path is not None:
             self._path.close()
-
-
-def _expect(wire: FrameSocket, wanted: type[Welcome] | type[Attached]) -> None:
-    answer = wire.receive()
-    if isinstance(answer, Refuse):
-        raise (PathUnavailable if answer.retry_other else PeerRefused)(answer.reason)
-    if not isinstance(answer, wanted):
-        raise LinkBroken(f"unexpected {type(answer).__name__} in the handshake")

@@ -18,16 +18,21 @@ def passed() -> None:
 
 class KvPages(Protocol):
     """What the port needs of a KV cache. ``gather`` runs on the engine's thread and must not wait
-    for the device: what it started is done once the fence it returns has returned, and the link's
-    thread calls that. ``scatter`` runs on a link's thread and returns when the rows are written."""
+    for the device: what it started is done once the fence it returns has returned, and a thread
+    of the port calls that. ``scatter`` runs on a link's thread and returns when the rows are
+    written. Chunks are [layers, blocks, block_bytes], in the device's memory or in the host's."""
 
+    device: torch.device
     num_layers: int
     num_blocks: int
     block_bytes: int
 
     def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence: ...
 
-    def scatter(self, layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None: ...
+    def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None: ...
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        """Host memory that ``scatter`` takes rows from quickly."""
 
 
 class HostPages:
@@ -38,6 +43,7 @@ class HostPages:
         self._layers = list(layers)
         # Plain index_copy_ of bytes goes one byte at a time (1.2 GB/s); NumPy copies whole rows.
         self._rows: list[Bytes] = [layer.numpy() for layer in layers]
+        self.device = torch.device("cpu")
         self.num_layers = len(layers)
         self.num_blocks, self.block_bytes = layers[0].shape
 
@@ -47,20 +53,28 @@ class HostPages:
             torch.index_select(layer, 0, index, out=rows)
         return passed
 
-    def scatter(self, layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
-        self._rows[layer][np.asarray(block_ids, dtype=np.int64)] = rows.numpy()
+    def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
+        index = np.asarray(block_ids, dtype=np.int64)
+        for layer, part in enumerate(rows, first_layer):
+            self._rows[layer][index] = part.numpy()
+
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def check_layers(layers: Sequence[torch.Tensor]) -> None:
     """Raise unless all layers are equal uint8 matrices with dense rows."""
     if not layers:
         raise ValueError("no KV layers")
-    shape = layers[0].shape
+    shape, device = layers[0].shape, layers[0].device
     for i, layer in enumerate(layers):
         if layer.dtype != torch.uint8 or layer.dim() != 2 or layer.stride(1) != 1:
             raise ValueError(f"layer {i}: want a uint8 matrix with dense rows")
-        if layer.shape != shape:
-            raise ValueError(f"layer {i} is {tuple(layer.shape)}, layer 0 {tuple(shape)}")
+        if layer.shape != shape or layer.device != device:
+            raise ValueError(
+                f"layer {i} is {tuple(layer.shape)} on {layer.device}, "
+                f"layer 0 {tuple(shape)} on {device}"
+            )
 
 
 @dataclass(frozen=True)

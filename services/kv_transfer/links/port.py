@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 
 from services.kv_transfer.links.address import PortAddress
+from services.kv_transfer.links.cuda_pages import device_identity, pages_of
 from services.kv_transfer.links.events import News, PortEvents
 from services.kv_transfer.links.half import LinkStats
 from services.kv_transfer.links.incoming import Receiver
 from services.kv_transfer.links.listener import Listener, listen_tcp, listen_unix
 from services.kv_transfer.links.outgoing import Sender
 from services.kv_transfer.links.outgoing_link import OutgoingState
-from services.kv_transfer.links.pages import HostPages
-from services.kv_transfer.links.staging import Arena, Staging
-from services.kv_transfer.links.transports import TRANSPORTS
+from services.kv_transfer.links.port_memory import PortMemory
+from services.kv_transfer.links.transports import TRANSPORTS, check_transports
 from services.kv_transfer.links.tuning import LinkTuning
 
 
@@ -60,13 +60,10 @@ class KvPort:
     ) -> None:
         """``layers``: uint8 [num_blocks, block_bytes] each. ``wake`` is called, on any thread,
         when poll() has news."""
-        unknown = set(transports) - set(TRANSPORTS)
-        if unknown or not transports:
-            raise ValueError(f"transports {sorted(transports)}: choose from {sorted(TRANSPORTS)}")
-        self._tuning = tuning or LinkTuning()
-        pages = HostPages(layers)
-        self._arena = Arena(staging_bytes)
-        staging = Staging(pages, self._arena)
+        pages = pages_of(layers)
+        check_transports(transports, pages.device)
+        self._tuning = tuning or LinkTuning.on(pages.device)
+        self._memory = PortMemory(pages, transports, staging_bytes)
         port_id = secrets.token_hex(8)
         sockets = self._listen(host, port_id, transports)
         self._local = PortAddress(
@@ -74,13 +71,16 @@ class KvPort:
             host_id=host_id,
             host=advertised_host or host,
             tcp_port=sockets["tcp"].getsockname()[1] if "tcp" in sockets else 0,
-            unix_name=_unix_name(port_id) if "shm" in transports else "",
+            unix_name=_unix_name(port_id) if "unix" in sockets else "",
             transports=tuple(transports),
+            device=device_identity(pages.device),
         )
         self._news = News(wake)
-        self._receiver = Receiver(pages, port_id, geometry, self._news, self._tuning, self._kick)
+        self._receiver = Receiver(
+            pages, self._memory.inbox, port_id, geometry, self._news, self._tuning, self._kick
+        )
         self._sender = Sender(
-            staging, self._arena, self._local, geometry, self._news, self._tuning, self._kick
+            self._memory.stagings, self._local, geometry, self._news, self._tuning, self._kick
         )
         expire = (self._receiver.expire, self._sender.expire)
         self._listener = Listener(sockets, self._receiver.accept, expire, self._tuning)
@@ -91,8 +91,9 @@ class KvPort:
 
     @staticmethod
     def _listen(host: str, port_id: str, transports: Sequence[str]) -> dict[str, socket.socket]:
-        listen = {"tcp": lambda: listen_tcp(host), "shm": lambda: listen_unix(_unix_name(port_id))}
-        return {name: listen[name]() for name in transports}
+        listen = {"tcp": lambda: listen_tcp(host), "unix": lambda: listen_unix(_unix_name(port_id))}
+        kinds = {TRANSPORTS[name].listens_on for name in transports}
+        return {kind: listen[kind]() for kind in kinds}
 
     def _kick(self, deadline: float) -> None:
         self._listener.kick(deadline)
@@ -165,8 +166,8 @@ class KvPort:
             links=(*self._sender.stats(), *self._receiver.stats()),
             bytes_sent=dict(self._sender.totals),
             bytes_received=dict(self._receiver.totals),
-            staging_bytes=self._arena.capacity,
-            staging_bytes_in_use=self._arena.in_use,
+            staging_bytes=self._memory.capacity,
+            staging_bytes_in_use=self._memory.in_use,
             open_outgoing=self._sender.num_open,
             open_incoming=self._receiver.num_open,
             fallbacks=self._sender.fallbacks,
@@ -182,7 +183,7 @@ class KvPort:
         self._sender.close(join_until)
         self._receiver.close(join_until)
         self._listener.close()
-        self._arena.close()
+        self._memory.close()
 
 
 def _unix_name(port_id: str) -> str:

@@ -17,18 +17,25 @@ from services.kv_transfer.links.address import PortAddress
 from services.kv_transfer.links.errors import LinkBroken, PathUnavailable
 from services.kv_transfer.links.frames import Chunk, FrameSocket
 from services.kv_transfer.links.pages import KvPages, Span, cut_chunk
-from services.kv_transfer.links.staging import TOKEN_BYTES, Arena, Slab, read_token
+from services.kv_transfer.links.paths import MemoryKind, ReceivingEnd, Socket
+from services.kv_transfer.links.staging import Arena, SharedArena, Slab, read_token
+from services.kv_transfer.links.tuning import LinkTuning
 
 
 class ShmSendPath:
     def send(self, wire: FrameSocket, chunk: Chunk, slab: Slab) -> None:
-        slab.fence()
         wire.send(chunk)
+
+    def confirmed(self, chunk: Chunk) -> None: ...
+
+    def abort(self) -> None: ...
 
     def close(self) -> None: ...
 
 
 class ShmReceivePath:
+    posts_ahead = False
+
     def __init__(self, fd: int, pages: KvPages, staging_bytes: int, piece_bytes: int) -> None:
         self._pages = pages
         self._limit = piece_bytes
@@ -51,9 +58,11 @@ class ShmReceivePath:
         self._check(chunk)
 
     def _check(self, chunk: Chunk) -> None:
-        inside = TOKEN_BYTES <= chunk.offset <= len(self._map) - chunk.nbytes
+        inside = SharedArena.head_bytes <= chunk.offset <= len(self._map) - chunk.nbytes
         if not inside or read_token(self._map, chunk.offset) != chunk.token:
             raise LinkBroken("the sender gave up the memory of a chunk while it was copied")
+
+    def abort(self) -> None: ...
 
     def close(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -65,6 +74,9 @@ class ShmReceivePath:
 
 class ShmTransport:
     name = "shm"
+    listens_on: Socket = "unix"
+    memory: MemoryKind = "shared"
+    builds = False
 
     def dial(self, address: PortAddress, timeout_s: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -76,11 +88,11 @@ class ShmTransport:
             raise PathUnavailable(f"no shared memory with {address.port_id}: {error}") from error
         return sock
 
-    def attach_sender(self, wire: FrameSocket, arena: Arena) -> ShmSendPath:
+    def attach_sender(self, wire: FrameSocket, arena: Arena, tuning: LinkTuning) -> ShmSendPath:
+        assert isinstance(arena, SharedArena)
         wire.send_fd(arena.fd)
         return ShmSendPath()
 
-    def attach_receiver(
-        self, wire: FrameSocket, pages: KvPages, staging_bytes: int, piece_bytes: int
-    ) -> ShmReceivePath:
-        return ShmReceivePath(wire.receive_fd(), pages, staging_bytes, piece_bytes)
+    def attach_receiver(self, wire: FrameSocket, end: ReceivingEnd) -> ShmReceivePath:
+        fd, piece_bytes = wire.receive_fd(), end.tuning.piece_bytes
+        return ShmReceivePath(fd, end.pages, end.peer_staging_bytes, piece_bytes)

@@ -1,12 +1,14 @@
 """Bounded memory in which chunks wait for the wire.
 
-One arena a port, in anonymous shared memory (memfd): a receiver on the same host maps it through
-the descriptor that is passed to it, and there is no name in /dev/shm that a killed process could
-leave behind. Its pages are touched only as they are used.
+``SharedArena`` is anonymous shared memory (memfd): a receiver on the same host maps it through the
+descriptor that is passed to it, and there is no name in /dev/shm that a killed process could leave
+behind. Its pages are touched only as they are used. ``DeviceArena`` lies where the cache lies and
+serves the transports that join devices.
 
-In front of each slab stands a word that is the slab's token while the slab is valid. A receiver
-that copies straight out of the arena looks at it before and after: when the sender had given up
-the link and reused the memory in between, the word differs and the copy is thrown away.
+In front of each slab of shared memory stands a word that is the slab's token while the slab is
+valid. A receiver that copies straight out of the arena looks at it before and after: when the
+sender had given up the link and reused the memory in between, the word differs and the copy is
+thrown away.
 """
 
 import bisect
@@ -17,14 +19,15 @@ import os
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
 
+from services.kv_transfer.links.cuda_pages import pin, unpin
 from services.kv_transfer.links.pages import Fence, KvPages, passed
 
-ALIGN = 64
-TOKEN_BYTES = ALIGN  # so that the payload is aligned as well
+ALIGN = 64  # NCCL and vector loads want 16
 _TOKEN = struct.Struct("=Q")
 
 
@@ -58,18 +61,14 @@ class Extents:
 class Slab:
     """Memory of one chunk; valid until free(), which may be called more than once."""
 
-    def __init__(self, arena: "Arena", offset: int, nbytes: int, token: int) -> None:
+    def __init__(self, arena: "Arena", start: int, nbytes: int, token: int) -> None:
         self._arena = arena
-        self._start = offset
-        self.offset = offset + TOKEN_BYTES
+        self.start = start
+        self.offset = start + arena.head_bytes
         self.nbytes = nbytes
         self.token = token
         self.fence: Fence = passed
-        self._freed = False
-
-    @property
-    def size(self) -> int:
-        return slab_size(self.nbytes)
+        self.is_freed = False
 
     def memory(self) -> memoryview:
         return self._arena.memory(self.offset, self.nbytes)
@@ -81,53 +80,97 @@ class Slab:
         self._arena.give_back(self)
 
 
-def slab_size(nbytes: int) -> int:
-    return TOKEN_BYTES + -(-nbytes // ALIGN) * ALIGN
-
-
 class Arena:
-    """Owns the shared memory; thread-safe."""
+    """Owns ``bytes`` and hands out slabs of it; thread-safe."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.fd = os.memfd_create("dynaserve-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, capacity)
-        # A receiver must never meet a hole where it has mapped memory.
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
-        self._map = mmap.mmap(self.fd, capacity)
-        self.bytes: torch.Tensor = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._lock = threading.Lock()
-        self._extents = Extents(capacity)
+    head_bytes = 0  # in front of each payload
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.bytes = memory
+        self.capacity: int = memory.numel()
+        self._changed = threading.Condition()
+        self._extents = Extents(self.capacity)
         self._tokens = itertools.count(secrets.randbits(63) | 1)
 
     @property
     def in_use(self) -> int:
         return self._extents.in_use
 
-    def reserve(self, nbytes: int) -> Slab | None:
-        with self._lock:
-            offset = self._extents.take(slab_size(nbytes))
-            if offset is None:
-                return None
-            token = next(self._tokens)
-            _TOKEN.pack_into(self._map, offset, token)
-            return Slab(self, offset, nbytes, token)
+    @property
+    def max_payload(self) -> int:
+        return self.capacity - self.head_bytes - ALIGN
+
+    def reserve(self, nbytes: int, patience_s: float = 0.0) -> Slab | None:
+        """None when there is no room within ``patience_s``."""
+        give_up = time.monotonic() + patience_s
+        size = self._size(nbytes)
+        with self._changed:
+            while (start := self._extents.take(size)) is None:
+                if not self._changed.wait(max(0.0, give_up - time.monotonic())):
+                    return None
+            slab = Slab(self, start, nbytes, next(self._tokens))
+            self._mark(start, slab.token)
+            return slab
 
     def give_back(self, slab: Slab) -> None:
-        with self._lock:
-            if slab._freed:
+        with self._changed:
+            if slab.is_freed:
                 return
-            slab._freed = True
-            _TOKEN.pack_into(self._map, slab._start, 0)
-            self._extents.give(slab._start, slab.size)
+            slab.is_freed = True
+            self._mark(slab.start, 0)
+            self._extents.give(slab.start, self._size(slab.nbytes))
+            self._changed.notify_all()
+
+    def _size(self, nbytes: int) -> int:
+        return self.head_bytes + -(-nbytes // ALIGN) * ALIGN
+
+    def _mark(self, start: int, token: int) -> None:
+        """Write a slab's token in front of it, where there is room for one."""
 
     def memory(self, offset: int, nbytes: int) -> memoryview:
-        return memoryview(self._map)[offset : offset + nbytes]
+        return memoryview(self.bytes[offset : offset + nbytes].numpy())
+
+    def close(self) -> None:
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+class DeviceArena(Arena):
+    """Plain memory of a device, taken at once."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        super().__init__(torch.empty(capacity, dtype=torch.uint8, device=device))
+
+
+class SharedArena(Arena):
+    """Host memory that a process to which ``fd`` is passed can map."""
+
+    head_bytes = ALIGN  # a token; the payload is aligned as well
+
+    def __init__(self, capacity: int) -> None:
+        self.fd = os.memfd_create("dynaserve-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, capacity)
+        # A receiver must never meet a hole where it has mapped memory.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        self._map = mmap.mmap(self.fd, capacity)
+        self._pinned = False
+        super().__init__(torch.frombuffer(self._map, dtype=torch.uint8))
+
+    def _mark(self, start: int, token: int) -> None:
+        _TOKEN.pack_into(self._map, start, token)
+
+    def pin(self) -> None:
+        """Make device copies into it asynchronous; once, and slow (it touches every page)."""
+        with self._changed:
+            if not self._pinned:
+                pin(self.bytes)
+                self._pinned = True
 
     def close(self) -> None:
         """The mapping itself goes with the last view of it."""
-        self.bytes = torch.empty(0, dtype=torch.uint8)
+        if self._pinned:
+            unpin(self.bytes)
+        super().close()
         os.close(self.fd)
         try:
             self._map.close()
@@ -137,18 +180,18 @@ class Arena:
 
 def read_token(memory: mmap.mmap, payload_offset: int) -> int:
     """The word in front of a payload; for the receiver's mapping of somebody's arena."""
-    word: int = _TOKEN.unpack_from(memory, payload_offset - TOKEN_BYTES)[0]
+    word: int = _TOKEN.unpack_from(memory, payload_offset - SharedArena.head_bytes)[0]
     return word
 
 
 class Staging:
-    """Gathers blocks of the cache into the arena, on the engine's thread."""
+    """Gathers blocks of the cache into an arena, on the engine's thread."""
 
     def __init__(self, pages: KvPages, arena: Arena) -> None:
+        self.arena = arena
         self._pages = pages
-        self._arena = arena
         self._block_bytes = pages.num_layers * pages.block_bytes
-        self.max_blocks = (arena.capacity - TOKEN_BYTES - ALIGN) // self._block_bytes
+        self.max_blocks = arena.max_payload // self._block_bytes
         if self.max_blocks < 1:
             raise ValueError(
                 f"staging of {arena.capacity} bytes cannot hold one block "
@@ -157,7 +200,7 @@ class Staging:
 
     def stage(self, block_ids: Sequence[int]) -> Slab | None:
         """None when there is no room now."""
-        slab = self._arena.reserve(len(block_ids) * self._block_bytes)
+        slab = self.arena.reserve(len(block_ids) * self._block_bytes)
         if slab is None:
             return None
         shape = (self._pages.num_layers, len(block_ids), self._pages.block_bytes)

@@ -9,13 +9,18 @@ from services.kv_transfer.links.address import PortAddress
 from services.kv_transfer.links.errors import LinkBroken
 from services.kv_transfer.links.frames import Chunk, FrameSocket
 from services.kv_transfer.links.pages import KvPages, Span, cut_chunk
+from services.kv_transfer.links.paths import MemoryKind, ReceivingEnd, Socket
 from services.kv_transfer.links.staging import Arena, Slab
+from services.kv_transfer.links.tuning import LinkTuning
 
 
 class TcpSendPath:
     def send(self, wire: FrameSocket, chunk: Chunk, slab: Slab) -> None:
-        slab.fence()
         wire.send(chunk, slab.memory())
+
+    def confirmed(self, chunk: Chunk) -> None: ...
+
+    def abort(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -23,10 +28,12 @@ class TcpSendPath:
 class TcpReceivePath:
     """Receives a span at a time into one small buffer that stays in the CPU's cache."""
 
+    posts_ahead = False
+
     def __init__(self, pages: KvPages, piece_bytes: int) -> None:
         self._pages = pages
         self._limit = piece_bytes
-        self._buffer = torch.empty(max(piece_bytes, pages.block_bytes), dtype=torch.uint8)
+        self._buffer = pages.host_buffer(max(piece_bytes, pages.block_bytes))
         self._memory = memoryview(self._buffer.numpy())
 
     def receive(self, wire: FrameSocket, chunk: Chunk) -> Iterator[tuple[Span, torch.Tensor]]:
@@ -36,22 +43,29 @@ class TcpReceivePath:
             wire.receive_into(self._memory[:nbytes])
             yield span, self._buffer[:nbytes].view(span.num_layers, span.num_rows, block_bytes)
 
+    def abort(self) -> None: ...
+
     def close(self) -> None: ...
+
+
+def dial_tcp(address: PortAddress, timeout_s: float) -> socket.socket:
+    try:
+        return socket.create_connection((address.host, address.tcp_port), timeout_s)
+    except OSError as error:
+        raise LinkBroken(f"{address.host}:{address.tcp_port}: {error}") from error
 
 
 class TcpTransport:
     name = "tcp"
+    listens_on: Socket = "tcp"
+    memory: MemoryKind = "shared"
+    builds = False
 
     def dial(self, address: PortAddress, timeout_s: float) -> socket.socket:
-        try:
-            return socket.create_connection((address.host, address.tcp_port), timeout_s)
-        except OSError as error:
-            raise LinkBroken(f"{address.host}:{address.tcp_port}: {error}") from error
+        return dial_tcp(address, timeout_s)
 
-    def attach_sender(self, wire: FrameSocket, arena: Arena) -> TcpSendPath:
+    def attach_sender(self, wire: FrameSocket, arena: Arena, tuning: LinkTuning) -> TcpSendPath:
         return TcpSendPath()
 
-    def attach_receiver(
-        self, wire: FrameSocket, pages: KvPages, staging_bytes: int, piece_bytes: int
-    ) -> TcpReceivePath:
-        return TcpReceivePath(pages, piece_bytes)
+    def attach_receiver(self, wire: FrameSocket, end: ReceivingEnd) -> TcpReceivePath:
+        return TcpReceivePath(end.pages, end.tuning.piece_bytes)

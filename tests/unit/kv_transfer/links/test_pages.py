@@ -27,15 +27,14 @@ def test_what_is_gathered_can_be_scattered_elsewhere() -> None:
     pages = HostPages(layers)
     out = torch.empty((3, 2, 24), dtype=torch.uint8)
     pages.gather([6, 1], out)()
-    for layer in range(3):
-        pages.scatter(layer, [0, 3], out[layer])
-        assert torch.equal(layers[layer][[0, 3]], layers[layer][[6, 1]])
+    pages.scatter(0, [0, 3], out)
+    assert all(torch.equal(layer[[0, 3]], layer[[6, 1]]) for layer in layers)
 
 
 def test_rows_with_gaps_between_them_are_served() -> None:
     wide = torch.zeros((4, 2, 16), dtype=torch.uint8)
     pages = HostPages([wide[:, 0], wide[:, 1]])
-    pages.scatter(1, [2], torch.full((1, 16), 7, dtype=torch.uint8))
+    pages.scatter(1, [2], torch.full((1, 1, 16), 7, dtype=torch.uint8))
     assert wide[2, 1].eq(7).all() and int(wide.sum()) == 7 * 16
 
 

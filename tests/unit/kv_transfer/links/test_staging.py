@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.kv_transfer.links.pages import HostPages
-from services.kv_transfer.links.staging import Arena, Extents, Staging, read_token, slab_size
+from services.kv_transfer.links.staging import ALIGN, Extents, SharedArena, Staging, read_token
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=60))
@@ -32,9 +32,9 @@ def test_extents_never_overlap_and_come_back_whole(steps: list[tuple[bool, int]]
 
 
 def test_a_slab_is_free_once_however_often_it_is_freed() -> None:
-    arena = Arena(4096)
+    arena = SharedArena(4096)
     slab = arena.reserve(100)
-    assert slab is not None and arena.in_use == slab_size(100)
+    assert slab is not None and arena.in_use == ALIGN + 2 * ALIGN
     slab.free()
     slab.free()
     assert arena.in_use == 0
@@ -42,7 +42,7 @@ def test_a_slab_is_free_once_however_often_it_is_freed() -> None:
 
 
 def test_the_token_stands_while_the_slab_is_valid() -> None:
-    arena = Arena(4096)
+    arena = SharedArena(4096)
     seen = mmap.mmap(os.dup(arena.fd), 4096)  # as the receiver maps it
     slab = arena.reserve(100)
     assert slab is not None and read_token(seen, slab.offset) == slab.token
@@ -56,7 +56,7 @@ def test_the_token_stands_while_the_slab_is_valid() -> None:
 
 def test_staging_is_bounded_and_gathers_layer_by_layer() -> None:
     layers = [torch.randint(0, 256, (8, 64), dtype=torch.uint8) for _ in range(2)]
-    arena = Arena(slab_size(2 * 64) * 2)
+    arena = SharedArena(2 * (ALIGN + 2 * 64))
     staging = Staging(HostPages(layers), arena)
     first, second = staging.stage([3]), staging.stage([5])
     assert first is not None and second is not None and staging.stage([1]) is None
@@ -69,7 +69,7 @@ def test_staging_is_bounded_and_gathers_layer_by_layer() -> None:
 
 def test_the_largest_chunk_named_does_fit() -> None:
     pages = HostPages([torch.zeros((64, 48), dtype=torch.uint8)])
-    arena = Arena(1000)
+    arena = SharedArena(1000)
     staging = Staging(pages, arena)
     slab = staging.stage(range(staging.max_blocks))
     assert slab is not None
@@ -78,7 +78,7 @@ def test_the_largest_chunk_named_does_fit() -> None:
 
 
 def test_staging_too_small_for_a_block_is_refused() -> None:
-    arena = Arena(4096)
+    arena = SharedArena(4096)
     with pytest.raises(ValueError, match="cannot hold one block of 1 layers, 8192 bytes"):
         Staging(HostPages([torch.zeros((2, 8192), dtype=torch.uint8)]), arena)
     arena.close()
@@ -86,6 +86,6 @@ def test_staging_too_small_for_a_block_is_refused() -> None:
 
 def test_nothing_has_a_name_in_the_file_system() -> None:
     before = set(os.listdir("/dev/shm"))
-    arena = Arena(4096)
+    arena = SharedArena(4096)
     assert set(os.listdir("/dev/shm")) <= before
     arena.close()
