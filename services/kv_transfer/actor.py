@@ -290,6 +290,10 @@ class KvTransferActor(Actor):
             total_s=close.total_s,
             kv_blocks_orphaned=len(close.orphans) * _num_blocks(paired),
             detail=close.reason,
+            opened_at_s=close.opened_at_s,
+            streaming_at_s=close.streaming_at_s,
+            ready_at_s=close.ready_at_s,
+            released_at_s=close.released_at_s,
         )
         await self.bus.publish(self.subjects.handoff_events, record)
 

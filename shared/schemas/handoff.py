@@ -100,6 +100,10 @@ class HandoffRecord(Message):
     total_s: float
     kv_blocks_orphaned: int = 0
     detail: str = ""
+    opened_at_s: float | None = Field(default=None, description="unix time at the coordinator")
+    streaming_at_s: float | None = Field(default=None, description="first chunk left alpha")
+    ready_at_s: float | None = Field(default=None, description="beta had [0, cut)")
+    released_at_s: float | None = None
 
 
 CoordinatorMessage = Annotated[HandoffOpen | HandoffEvent, Field(discriminator="kind")]
