@@ -26,9 +26,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from shared.latency_model import LatencyModel, OnlineLatencyModel, StepShape
+
+MAX_PROMPTS_READ = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Batcher:
             return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
         settings = self.settings
         if load.num_decodes == 0:
+            # Read twice below, and engines may give an iterator: it would be empty the second time.
+            load = load._replace(prompts=tuple(islice(load.prompts, MAX_PROMPTS_READ)))
             return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
         limit_ms = load.slack_ms * self.relief / (1.0 + self.margin)
         prefill = self._prefill_tokens(limit_ms, load)
