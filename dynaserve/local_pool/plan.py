@@ -36,7 +36,7 @@ def plan_parts(
         for n in range(settings.schedulers)
     ]
     parts += _instances(settings, hardware, bus, model, engine_args)
-    parts.append(_gateway(settings, bus, model, engine_args))
+    parts += [_gateway(n, settings, bus, model, engine_args) for n in range(settings.gateways)]
     return parts
 
 
@@ -87,20 +87,24 @@ def _instances(
 
 
 def _gateway(
-    settings: PoolSettings, bus: tuple[str, ...], model: str, engine_args: tuple[str, ...]
+    n: int,
+    settings: PoolSettings,
+    bus: tuple[str, ...],
+    model: str,
+    engine_args: tuple[str, ...],
 ) -> Part:
     return Part(
-        "gateway-0",
+        f"gateway-{n}",
         "services.gateway",
         (
             model,
             *bus,
             "--id",
-            "gateway-0",
+            f"gateway-{n}",
             "--host",
             settings.host,
             "--port",
-            str(settings.port),
+            str(settings.port + n),
             "--slo-tbt-ms",
             str(settings.slo_tbt_ms),
             "--slo-ttft-ms",

@@ -46,6 +46,9 @@ class PoolSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]+$",
         description="pools on one NATS server do not see each other",
     )
+    gateways: int = Field(
+        default=1, ge=1, description="front doors, on --port and the ports behind it"
+    )
     schedulers: int = Field(default=1, ge=1, description="replicas of the global scheduler")
     coordinators: int = Field(default=1, ge=1, description="replicas of the KV-transfer service")
     slo_tbt_ms: float = Field(default=100.0, gt=0, description="P99 gap between tokens")

@@ -51,6 +51,15 @@ def test_more_instances_than_gpus_are_refused_with_the_way_out() -> None:
         parts(EIGHT_GPUS, "some/model", "--instances", "9")
 
 
+def test_gateways_take_the_ports_behind_the_first() -> None:
+    planned = parts(CPU, "--gateways", "3", "--port", "9000")
+    ports = [
+        planned[name].arguments[planned[name].arguments.index("--port") + 1]
+        for name in ("gateway-0", "gateway-1", "gateway-2")
+    ]
+    assert ports == ["9000", "9001", "9002"]
+
+
 def test_roles_go_to_instances_in_order() -> None:
     planned = parts(CPU, "--roles", "prefill,decode", "--policy", "disaggregated")
     assert "prefill" in planned["instance-0"].arguments
