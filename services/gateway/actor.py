@@ -17,6 +17,7 @@ from services.gateway.recent import RecentRequests
 from services.gateway.record import Timeline
 from services.gateway.recovery import Failure
 from services.gateway.settings import GatewaySettings
+from services.gateway.step_history import StepHistory
 from services.gateway.stream import GapTooLarge, TokenStream
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
@@ -73,6 +74,7 @@ class GatewayActor(Actor):
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
         self.loads: dict[str, InstanceLoad] = {}
         self.recent = RecentRequests()
+        self.step_history = StepHistory()
         self._sink = sink
         self._url = url
         self._in_flight: dict[str, InFlight] = {}
@@ -176,18 +178,16 @@ class GatewayActor(Actor):
         if plan.epoch != entry.epoch or entry.outcome is not None:
             self._on_late_plan(entry, plan)
             return
-        entry.plan = plan
-        entry.placed_s = self.clock.monotonic_s()
-        entry.place_s += entry.placed_s - entry.placing_since_s
+        entry.planned(plan, self.clock.monotonic_s())
         for instance_id in {plan.alpha_id, plan.beta_id}.intersection(self._lost_instances):
             if instance_id is not None:
                 self._on_instance_lost(entry, instance_id)
 
     def _on_late_plan(self, entry: InFlight, plan: Plan) -> None:
         """The request ended, or was placed anew, while the scheduler answered."""
-        if entry.stream.finished and plan.epoch == entry.epoch:
-            entry.plan = plan
-        else:
+        if plan.epoch == entry.epoch:
+            entry.note(plan)  # the record is yet to be published
+        if plan.epoch != entry.epoch or not entry.stream.finished:
             self._send_cancel(entry.request_id, plan.epoch, plan, "not wanted any more")
 
     # -- messages from instances ------------------------------------------------------------------
@@ -251,6 +251,7 @@ class GatewayActor(Actor):
 
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
         self.loads[load.instance_id] = load
+        self.step_history.add(load)
 
     async def _on_handoff_record(self, record: HandoffRecord, _delivery: Delivery) -> None:
         self.recent.add_handoff(record)
@@ -268,6 +269,7 @@ class GatewayActor(Actor):
             "%s: placing anew from position %d: %s",
             *(entry.request_id, entry.stream.position, failed),
         )
+        entry.failed(failed, self.clock.unix_s())
         self._fence(entry, failed.code)
         if failed.instance_id and failed.instance_id not in entry.avoid:
             entry.avoid.append(failed.instance_id)
@@ -282,6 +284,7 @@ class GatewayActor(Actor):
         restarted = isinstance(new, InstanceRecord) and new.started_s != old.started_s
         if new is None or restarted:
             self.loads.pop(old.instance_id, None)
+            self.step_history.forget(old.instance_id)
             if new is None:
                 self._lost_instances.append(old.instance_id)
             for entry in list(self._in_flight.values()):
@@ -346,7 +349,7 @@ class GatewayActor(Actor):
 
     def _publish_record(self, entry: InFlight) -> None:
         self._lingering.pop(entry.request_id, None)
-        record = entry.record(self.settings.id)
+        record = entry.record(self.settings.id, self.step_history)
         self.recent.add_request(record)
         metrics.observe_over(entry, record.slo_met)
         if entry.stream.num_refused:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from services.gateway.emitters import Spell, emitters
 from services.gateway.record import Timeline
-from services.gateway.recovery import Situation
+from services.gateway.recovery import Failure, Situation
+from services.gateway.step_history import StepHistory
 from services.gateway.stream import TokenStream
 from shared.clock import Clock
 from shared.errors import DynaServeError
-from shared.schemas.events import RequestRecord
+from shared.schemas.events import Emitter, Recovery, RequestRecord, StepsSeen
 from shared.schemas.handoff import Transport
 from shared.schemas.message import num_tokens, pack_tokens
 from shared.schemas.place import Place, Plan
@@ -75,6 +77,8 @@ class InFlight:
     num_cached_tokens: int = 0
     avoid: list[str] = field(default_factory=list)
     timings: list[SegmentTiming] = field(default_factory=list)
+    spells: list[Spell] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
     outcome: Outcome | None = None
     error: str | None = None
     over_s: float = 0.0
@@ -101,6 +105,35 @@ class InFlight:
         self.gap_since_s = None
         self.ended_since_s = None
         self.stream.restart(self.epoch)
+
+    def planned(self, plan: Plan, now_s: float) -> None:
+        """The latest placement stands."""
+        self.note(plan)
+        self.placed_s = now_s
+        self.place_s += now_s - self.placing_since_s
+        if self.recoveries:
+            last = self.recoveries[-1]
+            update = {"replaced_s": last.replaced_s or now_s - self.placing_since_s}
+            self.recoveries[-1] = last.model_copy(update=update)
+
+    def note(self, plan: Plan) -> None:
+        """Remember a plan and which positions it is to bring; tokens may have overtaken it."""
+        start = self.stream.num_prompt_tokens
+        self.plan = plan
+        self.spells.append((self.recoveries[-1].position if self.recoveries else start, plan))
+
+    def failed(self, failed: Failure, unix_s: float) -> None:
+        """The latest placement is given up; another follows."""
+        self.recoveries.append(
+            Recovery(
+                epoch=self.epoch,
+                at_s=unix_s,
+                code=failed.code,
+                message=failed.message,
+                instance_id=failed.instance_id,
+                position=self.stream.position,
+            )
+        )
 
     def place_message(self, gateway_id: str) -> Place:
         """The question for the scheduler: the request with what the client already has."""
@@ -161,15 +194,17 @@ class InFlight:
     @property
     def record_is_complete(self) -> bool:
         """Whether nothing more is to come: every segment of the last plan told when it ran."""
-        if self.plan is None:
-            return not self.stream.finished
+        if self.plan is None:  # it may yet come, unless nothing was placed
+            return self.outcome in ("refused", "error")
         expected = 1 if self.plan.beta_id is None else 2
         return sum(t.epoch == self.epoch for t in self.timings) >= expected
 
-    def record(self, gateway_id: str) -> RequestRecord:
+    def record(self, gateway_id: str, history: StepHistory) -> RequestRecord:
         """What is kept of the request."""
         request, timeline = self.ask.request, self.timeline
         outcome = self.outcome or "error"
+        finished = outcome in ("stop", "length", "repetition")
+        slo_met = finished and timeline.meets(request.slo)
         return RequestRecord(
             request_id=request.request_id,
             gateway_id=gateway_id,
@@ -186,8 +221,27 @@ class InFlight:
             tbt_p99_s=timeline.tbt_p99_s,
             tpot_s=timeline.tpot_s,
             e2e_s=self.over_s - timeline.arrived_s,
-            slo_met=outcome in ("stop", "length", "repetition") and timeline.meets(request.slo),
+            slo_met=slo_met,
             epochs=max(1, self.epoch),
             plan=self.plan,
             segments=self.timings,
+            recoveries=self.recoveries,
+            emitters=self._emitters(),
+            steps=[] if slo_met else self._steps(history),
         )
+
+    def _emitters(self) -> list[Emitter]:
+        if self.timeline.first_s is None:
+            return []
+        prompt_tokens = num_tokens(self.ask.request.prompt_token_ids)
+        return emitters(
+            self.spells, prompt_tokens, self.timeline.gaps_s, self.ask.request.slo.tbt_s
+        )
+
+    def _steps(self, history: StepHistory) -> list[StepsSeen]:
+        """Steps of each instance from when it got its segment to when it was done with it."""
+        seen = (
+            history.seen(t.instance_id, t.started_s or t.received_s, t.ended_s)
+            for t in self.timings
+        )
+        return [steps for steps in seen if steps is not None]

@@ -269,7 +269,9 @@ async def test_a_cancel_before_the_plan_goes_to_everybody_and_then_to_the_plans_
         g.pool.gate.set()
         await g.pool.until(lambda: len(g.pool.cancels()) == 3)
         assert set(g.pool.cancels()[1:]) == {("a", "r", 1), ("b", "r", 1)}
+        await g.pool.until(lambda: len(g.pool.records) == 1)
     assert g.sink.outputs == {}
+    assert g.pool.records[0].plan is not None  # it came late, but before the record
 
 
 async def test_a_stop_string_ends_a_request_as_stopped() -> None:
