@@ -15,7 +15,8 @@ async def ask_for_plan(
     bus: Bus, subject: str, entry: InFlight, settings: GatewaySettings, clock: Clock
 ) -> Plan | recovery.Decision:
     """Ask whoever answers on ``subject`` to place what is left of ``entry``."""
-    message = entry.place_message(settings.id)
+    answer_by_s = clock.unix_s() + settings.place_timeout_s
+    message = entry.place_message(settings.id).model_copy(update={"answer_by_s": answer_by_s})
     headers = entry.ask.request.trace_headers
     try:
         reply = await bus.request(subject, message, settings.place_timeout_s, headers)

@@ -1,0 +1,1 @@
+"""Everything that needs one GPU host, on engines that are started once."""
