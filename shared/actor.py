@@ -8,16 +8,15 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from shared import bus_metrics
 from shared.bus import Bus, Delivery, Subscription
+from shared.bus_metrics import LagMeter
 from shared.clock import Clock, SystemClock
-from shared.telemetry import counter
+from shared.telemetry import Attributes, Gauge
 
 M = TypeVar("M")
 
 CANCEL_AGAIN_S = 0.5
-
-_dropped = counter("dynaserve_bus_messages_dropped", "messages that could not be read", "message")
-_failed = counter("dynaserve_handler_errors", "handlers that raised", "error")
 
 
 class Actor:
@@ -37,6 +36,10 @@ class Actor:
         self._tasks: asyncio.TaskGroup | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
+        self._shown: list[Callable[[], None]] = []
+        zero = {"service": name}
+        bus_metrics.dropped.add(0, zero)
+        bus_metrics.failed.add(0, zero)
 
     async def start(self) -> None:
         """Subscribe and spawn; the actor is ready when this returns."""
@@ -61,6 +64,8 @@ class Actor:
                 for subscription in self._subscriptions:
                     await subscription.close()
                 await self._cancel_background()
+                for forget in self._shown:
+                    forget()
 
     async def _cancel_background(self) -> None:
         """Cancel until all have ended: a library may swallow a cancel that meets a result."""
@@ -80,6 +85,26 @@ class Actor:
     def num_tasks(self) -> int:
         """Tasks alive in this actor."""
         return len(self._background)
+
+    def show(
+        self,
+        gauge: Gauge,
+        read: Callable[[], float | None],
+        attributes: Attributes | None = None,
+    ) -> None:
+        """Have ``gauge`` read a value of this actor for as long as it runs."""
+        self._shown.append(gauge.watch(read, attributes))
+
+    def show_queue(self, name: str, depth: Callable[[], int], bound: int) -> None:
+        """Show how full a bounded queue is, and its bound."""
+        self.show(bus_metrics.queue_depth, depth, {"queue": name})
+        self.show(bus_metrics.queue_bound, lambda: bound, {"queue": name})
+
+    def measure_lag(self, stream: str) -> LagMeter:
+        """A meter of how late the messages of ``stream`` are."""
+        meter = LagMeter(stream)
+        self._shown.append(meter.forget)
+        return meter
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` in the actor's TaskGroup; its failure ends the actor."""
@@ -107,7 +132,7 @@ class Actor:
             try:
                 message = adapter.validate_json(delivery.data)
             except ValidationError as error:
-                _dropped.add(1, {"service": self.name})
+                bus_metrics.dropped.add(1, {"service": self.name})
                 self.log.warning("unreadable message on %s: %s", delivery.subject, error)
                 return
             await self._guarded(handler(message, delivery), delivery.subject)
@@ -118,5 +143,5 @@ class Actor:
         try:
             await work
         except Exception:  # the actor's edge: count, log, serve the next message
-            _failed.add(1, {"service": self.name})
+            bus_metrics.failed.add(1, {"service": self.name})
             self.log.exception("handler of %s failed", name)

@@ -15,6 +15,7 @@ from nats.js.api import KeyValueConfig, StorageType
 from nats.js.kv import KeyValue
 from pydantic import BaseModel
 
+from shared import bus_metrics
 from shared.bus import Bus, Delivery, Handler, Records, Subscription, encode
 from shared.errors import BusError, BusTimeout, NoResponder
 
@@ -136,11 +137,15 @@ class NatsBus(Bus):
     async def connect(cls, url: str, name: str) -> "NatsBus":
         """Connect to ``url``; raises BusError within CONNECT_TIMEOUT_S when nobody answers."""
         client = Client()
+        for tally in (bus_metrics.slow_consumers, bus_metrics.bus_errors, bus_metrics.reconnects):
+            tally.add(0)
 
         async def on_error(error: Exception) -> None:
+            _count_error(error)
             log.warning("bus: %r", error)
 
         async def on_reconnect() -> None:
+            bus_metrics.reconnects.add(1)
             log.warning("bus: connected again to %s", client.connected_url)
 
         try:
@@ -229,6 +234,13 @@ class NatsBus(Bus):
             await self._client.flush(timeout=2)
         with contextlib.suppress(nats.errors.Error):
             await self._client.close()
+
+
+def _count_error(error: Exception) -> None:
+    if isinstance(error, nats.errors.SlowConsumerError):
+        bus_metrics.slow_consumers.add(1)
+    else:
+        bus_metrics.bus_errors.add(1)
 
 
 def _delivery(message: Msg) -> Delivery:

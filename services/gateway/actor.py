@@ -52,6 +52,12 @@ SWEEP_S = 0.25
 LINGER_S = 1.0
 """A finished request waits this long for its segments' timings before its record is published."""
 
+_REFUSALS: dict[type[DynaServeError], str] = {
+    InvalidRequest: "invalid",
+    Overloaded: "overloaded",
+    NoInstance: "no_instance",
+}
+
 MAX_LOST_INSTANCES = 256
 """Ids of instances that left are kept, as a plan made just before may still name one."""
 
@@ -67,8 +73,10 @@ class GatewayActor(Actor):
         sink: Sink,
         url: str = "",
         clock: Clock | None = None,
+        model: str = "",
     ) -> None:
         super().__init__("gateway", bus, clock)
+        self.meter = metrics.RequestMeter(model)
         self.settings = settings
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
@@ -86,6 +94,9 @@ class GatewayActor(Actor):
         self._draining = False
 
     async def start(self) -> None:
+        self.show_queue("in flight", lambda: len(self._in_flight), self.settings.max_in_flight)
+        self._token_lag = self.measure_lag("tokens")
+        self._telemetry_lag = self.measure_lag("telemetry")
         await self.listen(self.subjects.gateway(self.settings.id), GATEWAY, self._on_message)
         await self.listen(self.subjects.telemetry(), LOAD, self._on_load)
         await self.listen(self.subjects.handoff_events, HANDOFF_RECORD, self._on_handoff_record)
@@ -204,6 +215,8 @@ class GatewayActor(Actor):
     def _on_frame(self, frame: TokenFrame) -> None:
         """The hot path: once per engine step of each instance."""
         now_s = self.clock.monotonic_s()
+        if frame.sent_s is not None:
+            self._token_lag.observe(self.clock.unix_s() - frame.sent_s)
         ready: list[Delivered] = []
         finished: list[tuple[InFlight, Outcome]] = []
         for delta in frame.deltas:
@@ -250,6 +263,7 @@ class GatewayActor(Actor):
                 self._publish_record(entry)
 
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
+        self._telemetry_lag.observe(self.clock.unix_s() - load.at_s)
         self.loads[load.instance_id] = load
         self.step_history.add(load)
 
@@ -287,6 +301,7 @@ class GatewayActor(Actor):
             self.step_history.forget(old.instance_id)
             if new is None:
                 self._lost_instances.append(old.instance_id)
+            metrics.instances_lost.add(1, {"how": _how_lost(old, restarted)})
             for entry in list(self._in_flight.values()):
                 self._on_instance_lost(entry, old.instance_id)
 
@@ -304,13 +319,20 @@ class GatewayActor(Actor):
         """The request ends with an error; what may still run of it is cancelled."""
         self._fence(entry, "failed")
         was_refused = isinstance(error, (InvalidRequest, Overloaded, NoInstance))
+        if was_refused:
+            self._count_refusal(error)
         self._over(entry, "refused" if was_refused else "error", str(error))
         self._sink.fail(entry.request_id, error)
 
     def _refuse(self, entry: InFlight, error: DynaServeError) -> None:
         entry.finish("refused", self.clock.monotonic_s(), str(error))
+        self._count_refusal(error)
         self._publish_record(entry)
         self._sink.fail(entry.request_id, error)
+
+    def _count_refusal(self, error: DynaServeError) -> None:
+        wait_s = error.retry_after_s if isinstance(error, Overloaded) else None
+        self.meter.refused(_REFUSALS.get(type(error), "other"), wait_s)
 
     def _fence(self, entry: InFlight, reason: str) -> None:
         """Nothing of the current epoch may run on anywhere."""
@@ -351,7 +373,7 @@ class GatewayActor(Actor):
         self._lingering.pop(entry.request_id, None)
         record = entry.record(self.settings.id, self.step_history)
         self.recent.add_request(record)
-        metrics.observe_over(entry, record.slo_met)
+        self.meter.over(record, entry.ask.operation)
         if entry.stream.num_refused:
             metrics.refused.add(entry.stream.num_refused, {"reason": "late or doubled"})
         publish = self.bus.publish(self.subjects.request_events, record)
@@ -392,3 +414,9 @@ class GatewayActor(Actor):
     async def reset_prefix_caches(self) -> None:
         """Tell every instance to forget its cached prefixes."""
         await self.bus.publish(self.subjects.all_instances, ResetPrefixCache())
+
+
+def _how_lost(old: InstanceRecord, restarted: bool) -> str:
+    if restarted:
+        return "restarted"
+    return "left" if old.state == "draining" else "lost"

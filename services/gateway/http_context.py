@@ -26,6 +26,10 @@ class HttpContext:
     slo: Slo
     trace_headers: dict[str, str] | None = None
     retry_after_s: float | None = None
+    operation: str = "text_completion"
+    """As the semantic conventions for generative AI name what is asked for."""
+    received_s: float | None = None
+    """Unix time."""
 
 
 current: ContextVar[HttpContext | None] = ContextVar("dynaserve_http_context", default=None)
@@ -42,6 +46,13 @@ def read_context(headers: Mapping[str, str], settings: GatewaySettings) -> HttpC
         ),
         trace_headers={k: headers[k] for k in TRACE_HEADERS if k in headers} or None,
     )
+
+
+def operation_of(path: str) -> str:
+    """What the HTTP path asks for."""
+    if "/chat/" in path:
+        return "chat"
+    return "embeddings" if path.endswith("/embeddings") else "text_completion"
 
 
 def _request_id(given: str | None) -> str:

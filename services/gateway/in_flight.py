@@ -28,6 +28,9 @@ class Ask:
     forced_cut: int | None = None
     forced_transport: Transport | None = None
     http_request_id: str = ""
+    operation: str = "text_completion"
+    received_s: float | None = None
+    """Unix time of the HTTP request's head."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ error the client gets its status and body instead, as it would without streaming
 
 import json
 import math
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.http_context import HttpContext, current, read_context
+from services.gateway.http_context import HttpContext, current, operation_of, read_context
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
 
@@ -40,6 +41,8 @@ class PoolMiddleware:
                 scope, receive, send
             )
             return
+        context.operation = operation_of(scope["path"])
+        context.received_s = time.time()
         # vLLM names the request after this header: one id in answer, body, log and record.
         headers["x-request-id"] = context.request_id
         current.set(context)

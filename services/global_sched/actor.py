@@ -7,10 +7,12 @@ and the others do not (its own recent placements) is in telemetry within 50 ms.
 
 import asyncio
 import time
+from functools import partial
 from typing import Literal
 
 from pydantic import TypeAdapter
 
+from services.global_sched import metrics
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.memory import AnswerMemory
 from services.global_sched.placement import (
@@ -80,6 +82,7 @@ class SchedulerActor(Actor):
         self._placing_s = 0.001  # running mean of one placement, for Retry-After
 
     async def start(self) -> None:
+        self._show_metrics()
         self.spawn(self.registry.run(), "registry")
         await self.listen(self.subjects.telemetry(), LOAD, self._on_load)
         await self.listen(self.subjects.request_events, REQUEST_RECORD, self._on_request_record)
@@ -131,11 +134,11 @@ class SchedulerActor(Actor):
         Placing what nobody waits for any more would make the next one late as well.
         """
         if _last_use_s(place) <= self.clock.unix_s():
-            _dropped.add(1, {"reason": "deadline"})
+            metrics.dropped.add(1, {"reason": "deadline"})
             return
         known = self.memory.recall(place.request.request_id, place.epoch)
         if known == "stale":
-            _dropped.add(1, {"reason": "stale"})
+            metrics.dropped.add(1, {"reason": "stale"})
         elif known == "new":
             await self._place(place, delivery)
         else:
@@ -200,8 +203,7 @@ class SchedulerActor(Actor):
         self.pool.on_placed(plan.alpha_id, plan.request_id, alpha, now_s)
         if beta is not None and plan.beta_id is not None:
             self.pool.on_placed(plan.beta_id, plan.request_id, beta, now_s)
-        kind = "whole" if plan.cut is None else "cut"
-        _placed.add(1, {"policy": self.policy_name, "kind": kind})
+        metrics.placed(plan, placement.request.num_prompt_tokens)
 
     async def _publish(self, placement: Placement, delivery: Delivery) -> None:
         opening, plan = placement.opening, placement.plan
@@ -220,7 +222,7 @@ class SchedulerActor(Actor):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        _refused.add(1, {"code": code})
+        metrics.refused(code, retry_after_s)
         refused = PlaceRefused(
             request_id=place.request.request_id,
             epoch=place.epoch,
@@ -240,11 +242,27 @@ class SchedulerActor(Actor):
             self.pool.on_record(record.instance_id, kept)
 
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
+        self._telemetry_lag.observe(self.clock.unix_s() - load.at_s)
         self.pool.on_load(load)
 
     async def _on_request_record(self, record: RequestRecord, _delivery: Delivery) -> None:
         if record.outcome in ("stop", "length", "repetition") and record.plan is not None:
             self.lengths.observe(record.plan.traffic_class, record.num_output_tokens)
+
+    def _show_metrics(self) -> None:
+        metrics.show_zeros()
+        self._telemetry_lag = self.measure_lag("telemetry")
+        self.show_queue("placements", self._queue.qsize, self.settings.max_pending)
+        self.show(metrics.length_error, self._mean_length_error)
+        for state in ("ready", "draining"):
+            self.show(metrics.instances, partial(self._count_instances, state), {"state": state})
+
+    def _mean_length_error(self) -> float | None:
+        errors = list(self.lengths.error.values())
+        return sum(errors) / len(errors) if errors else None
+
+    def _count_instances(self, state: str) -> int:
+        return sum(record.state == state for record in self.registry.instances.values())
 
     # -- control ----------------------------------------------------------------------------------
 

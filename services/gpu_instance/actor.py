@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
+from services.gpu_instance import metrics
 from services.gpu_instance.engine.seam import (
     Emission,
     Engine,
@@ -59,6 +60,7 @@ ANSWER_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
 STOP_ENGINE_S = 5.0
 SWEEP_S = 1.0
+AUDIT_S = 10.0
 
 _segments = counter("dynaserve_instance_segments", "segments by role and how they ended", "segment")
 _refused = counter("dynaserve_instance_segments_refused", "segments not taken", "segment")
@@ -122,6 +124,7 @@ class InstanceActor(Actor):
         self.loads = LoadReporter(
             self.id, self.clock, settings.telemetry_interval_s, self._send_load
         )
+        self.meter = metrics.LoadMeter(self)
         self.failure: BaseException | None = None
         self._draining = False
 
@@ -133,6 +136,9 @@ class InstanceActor(Actor):
         self.spawn(self.outbox.run(), "outbox")
         self.spawn(self.loads.run(), "telemetry")
         self.spawn(self._sweep(), "deadlines")
+        self.spawn(self._audit(), "audit")
+        self.show_queue("segments", lambda: len(self.ledger.alive), self.settings.max_segments)
+        self.show_queue("outbox", lambda: len(self.outbox), self.outbox.max_pending)
         await self.listen(self.subjects.segment(self.id), SEGMENT, self._on_segment)
         await self.listen(self.subjects.control(self.id), INSTANCE_CONTROL, self._on_control)
         await self.listen(self.subjects.all_instances, INSTANCE_CONTROL, self._on_control)
@@ -144,7 +150,7 @@ class InstanceActor(Actor):
     async def _on_segment(self, segment: Segment, _delivery: Delivery) -> None:
         verdict = self.ledger.judge(segment)
         if verdict != "new":
-            _refused.add(1, {"reason": verdict})
+            metrics.refused.add(1, {"reason": verdict})
             if verdict == "stale":
                 self.routes.add(segment)
                 self._tell_coordinator(segment, "cancelled", "its epoch is over")
@@ -170,7 +176,7 @@ class InstanceActor(Actor):
         return None
 
     def _refuse(self, segment: Segment, code: FailureCode, message: str) -> None:
-        _refused.add(1, {"reason": code})
+        metrics.refused.add(1, {"reason": code})
         self.ledger.refuse(segment)
         self._tell_failure(segment, code, message)
         if segment.handoff is not None:
@@ -180,7 +186,7 @@ class InstanceActor(Actor):
 
     def _take(self, segment: Segment) -> None:
         self.ledger.admit(segment, self.clock.unix_s())
-        _alive.add(1)
+        metrics.alive.add(1)
         if segment.handoff is not None:
             self.routes.add(segment)
             self._tell_coordinator(segment, "accepted")
@@ -208,12 +214,13 @@ class InstanceActor(Actor):
         for live, emission in over:
             if emission.reached_cut:
                 self._tell_continuation(live)  # first of all: beta waits for it
-        for gateway_id, frame in build_frames(self.id, routed):
+        for gateway_id, frame in build_frames(self.id, routed, self.clock.unix_s()):
             self.outbox.put(self.subjects.gateway(gateway_id), frame)
         for live, emission in over:
             self._finish(live, emission)
         if outputs.load is not None:
             self.loads.update(outputs.load)
+            self.meter.update(outputs.load)
 
     def _started_s(self, live: LiveSegment, emission: Emission) -> float:
         queued_s = emission.queued_s
@@ -231,8 +238,8 @@ class InstanceActor(Actor):
         """Forget a live segment and send its timing."""
         segment = live.segment
         self.ledger.alive.pop(live.key, None)
-        _alive.add(-1)
-        _segments.add(1, {"role": segment.role, "ended": how})
+        metrics.alive.add(-1)
+        metrics.segments.add(1, {"role": segment.role, "ended": how})
         timing = SegmentTiming(
             instance_id=self.id,
             request_id=segment.request.request_id,
@@ -367,7 +374,7 @@ class InstanceActor(Actor):
         ended = self.ledger.cancel(request_id, epoch)
         if known:
             # Also when it is not alive: alpha may hold blocks for a handoff under way.
-            self.engine.cancel(request_id, epoch, reason)
+            metrics.time_cancel(lambda: self.engine.cancel(request_id, epoch, reason))
         for live in ended:
             self._tell_peer_of_end(live.segment)
             self._tell_coordinator(live.segment, "cancelled", reason)
@@ -411,6 +418,17 @@ class InstanceActor(Actor):
             for live in self.ledger.overdue(self.clock.unix_s()):
                 self.engine.cancel(*live.key, "deadline")
                 self._fail(live, "deadline", "the request's deadline has passed")
+
+    async def _audit(self) -> None:
+        """Look for orphaned blocks now and then, when nothing runs that the look could delay."""
+        while True:
+            await self.clock.sleep(AUDIT_S)
+            if not self.ledger.alive:
+                await self._guarded(self._look_for_orphans(), "audit")
+
+    async def _look_for_orphans(self) -> None:
+        holdings = await self._answer(self.engine.accounts())
+        self.meter.blocks_orphaned = holdings.kv_blocks_orphaned
 
     def _on_failed(self, error: BaseException) -> None:
         """The engine is dead: whoever waits is told, and the actor ends with the error."""

@@ -20,7 +20,9 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_encode_part)
 
 
 def build_frames(
-    instance_id: str, emissions: Iterable[tuple[str, Emission]]
+    instance_id: str,
+    emissions: Iterable[tuple[str, Emission]],
+    sent_s: float | None = None,
 ) -> list[tuple[str, bytes]]:
     """(gateway, emission) pairs -> (gateway, encoded ``TokenFrame``) pairs, order kept.
 
@@ -34,7 +36,7 @@ def build_frames(
             if rows is None:
                 rows = deltas[gateway_id] = []
             rows.append(_delta(emission))
-    return [(gateway_id, _frame(instance_id, rows)) for gateway_id, rows in deltas.items()]
+    return [(gateway_id, _frame(instance_id, rows, sent_s)) for gateway_id, rows in deltas.items()]
 
 
 def is_visible(emission: Emission) -> bool:
@@ -47,10 +49,16 @@ def is_visible(emission: Emission) -> bool:
     )
 
 
-def _frame(instance_id: str, rows: list[dict[str, object]]) -> bytes:
-    return _ENCODER.encode(
-        {"v": PROTOCOL_VERSION, "kind": "tokens", "instance_id": instance_id, "deltas": rows}
-    )
+def _frame(instance_id: str, rows: list[dict[str, object]], sent_s: float | None) -> bytes:
+    frame: dict[str, object] = {
+        "v": PROTOCOL_VERSION,
+        "kind": "tokens",
+        "instance_id": instance_id,
+        "deltas": rows,
+    }
+    if sent_s is not None:
+        frame["sent_s"] = sent_s
+    return _ENCODER.encode(frame)
 
 
 def _delta(emission: Emission) -> dict[str, object]:

@@ -26,14 +26,17 @@ class Outbox:
 
     def __init__(self, bus: Bus, max_pending: int = MAX_PENDING) -> None:
         self._bus = bus
-        self._max_pending = max_pending
+        self.max_pending = max_pending
         self._pending: deque[tuple[str, BaseModel | bytes]] = deque()
         self._waiting = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
+    def __len__(self) -> int:
+        return len(self._pending)
+
     def put(self, subject: str, message: BaseModel | bytes) -> None:
-        if len(self._pending) >= self._max_pending:
+        if len(self._pending) >= self.max_pending:
             _lost.add(1)
             return
         self._pending.append((subject, message))

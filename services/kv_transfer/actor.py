@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from services.kv_transfer import metrics
 from services.kv_transfer.book import HandoffBook, Key
 from services.kv_transfer.handoff import (
     Abort,
@@ -78,6 +79,7 @@ class KvTransferActor(Actor):
         self._idle.set()
 
     async def start(self) -> None:
+        metrics.show_book(self, self.book, self.settings.max_open)
         self.spawn(self.registry.run(), "registry")
         async with asyncio.timeout(REGISTRY_WAIT_S):
             await self.registry.wait_until(lambda _: True)
@@ -169,7 +171,7 @@ class KvTransferActor(Actor):
         if key not in self._paired and self.book.get(*key) is not None:
             self._paired[key] = paired
             self._idle.clear()
-            _open_now.add(1)
+            metrics.open_now.add(1)
         return commands
 
     async def _refuse(self, opening: HandoffOpen, reason: str) -> None:
@@ -177,7 +179,7 @@ class KvTransferActor(Actor):
         for instance_id in (opening.alpha_id, opening.beta_id):
             await self._abort(instance_id, opening.handoff_id, opening.epoch, reason)
         transport = opening.transport or "tcp"
-        _handoffs.add(1, {"outcome": "failed", "transport": transport})
+        metrics.refused(transport)
         record = HandoffRecord(
             handoff_id=opening.handoff_id,
             request_id=opening.request_id,
@@ -264,18 +266,14 @@ class KvTransferActor(Actor):
         self.log.error(
             "%s never freed its blocks of handoff %s", orphan.instance_id, orphan.handoff_id
         )
-        _orphaned.add(_num_blocks(paired), {"side": orphan.side})
+        metrics.orphaned(orphan.side, _num_blocks(paired))
 
     async def _close(self, close: Close) -> None:
         paired = self._paired.pop((close.handoff_id, close.epoch))
         _open_now.add(-1)
         if not self._paired:
             self._idle.set()
-        _handoffs.add(1, {"outcome": close.outcome, "transport": paired.transport})
-        _bytes.add(close.num_bytes, {"transport": paired.transport})
-        _total.record(close.total_s)
-        if close.outcome == "adopted":
-            _exposed.record(close.exposed_s)
+        metrics.closed(close, paired.transport)
         record = HandoffRecord(
             handoff_id=close.handoff_id,
             request_id=paired.opening.request_id,

@@ -9,6 +9,7 @@ from services.kv_transfer.handoff import (
     Handoff,
     InstanceLost,
     Opened,
+    Phase,
     SideEvent,
     Tick,
 )
@@ -35,6 +36,10 @@ class HandoffBook:
 
     def get(self, handoff_id: str, epoch: int) -> Handoff | None:
         return self._open.get((handoff_id, epoch))
+
+    def count(self, phase: Phase) -> int:
+        """Open handoffs in ``phase``; may be asked from another thread."""
+        return sum(handoff.phase == phase for handoff in list(self._open.values()))
 
     def apply(self, event: Opened | SideEvent | InstanceLost | Tick) -> list[Command]:
         """Raises BookFull for a new handoff beyond the bound."""

@@ -47,6 +47,7 @@ class TokenFrame(Message):
 
     kind: Literal["tokens"] = "tokens"
     instance_id: InstanceId
+    sent_s: float | None = Field(default=None, description="unix time at the end of the step")
     deltas: list[TokenDelta]
 
 

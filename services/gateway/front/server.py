@@ -37,7 +37,8 @@ async def serve(settings: GatewaySettings, args: argparse.Namespace, bus: Bus) -
     with contextlib.closing(listener):
         config = build_config(args)
         client = PoolEngineClient(Translator(config, settings), lambda: read_context({}, settings))
-        actor = GatewayActor(bus, settings, client, url=address)
+        names = args.served_model_name or [args.model]
+        actor = GatewayActor(bus, settings, client, url=address, model=names[0])
         client.connect(actor)
         async with _running(actor):
             client.supported_tasks = await _supported_tasks(config, actor.registry)

@@ -79,6 +79,8 @@ class Translator:
             forced_cut=forced_cut(own),
             forced_transport=forced_transport(own),
             http_request_id=context.request_id,
+            operation=context.operation,
+            received_s=context.received_s,
         )
 
     def _is_splittable(self, params: SamplingParams) -> bool:

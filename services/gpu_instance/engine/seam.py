@@ -137,10 +137,11 @@ class Engine(Protocol):
     def add(self, segment: Segment) -> None:
         """Run a segment; what is wrong with it comes back as an emission with a failure."""
 
-    def cancel(self, request_id: str, epoch: int, reason: str) -> None:
+    def cancel(self, request_id: str, epoch: int, reason: str) -> Future[None]:
         """Drop the request's segments up to and including ``epoch``: free at once, emit nothing.
 
-        A handoff it was part of is signalled 'cancelled'.
+        A handoff it was part of is signalled 'cancelled'. Done when the blocks are free, but for
+        those that a transfer is reading or writing at that moment.
         """
 
     def continue_with(self, continuation: Continuation) -> None:

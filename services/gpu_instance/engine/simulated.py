@@ -106,10 +106,11 @@ class SimulatedEngine:
             else:
                 self.enqueue(request)
 
-    def cancel(self, request_id: str, epoch: int, reason: str) -> None:
+    def cancel(self, request_id: str, epoch: int, reason: str) -> Future[None]:
         for key in [k for k in self._requests if k[0] == request_id and k[1] <= epoch]:
             self.handoffs.cancelled(self._requests[key], reason)
             self.drop(self._requests[key])
+        return _done(None)
 
     def continue_with(self, continuation: Continuation) -> None:
         self.handoffs.continue_with(continuation)

@@ -84,8 +84,15 @@ class VllmEngine:
     def add(self, segment: Segment) -> None:
         self._send(lambda: self._add(segment))
 
-    def cancel(self, request_id: str, epoch: int, reason: str) -> None:
-        self._send(lambda: self._cancel(request_id, epoch))
+    def cancel(self, request_id: str, epoch: int, reason: str) -> Future[None]:
+        freed: Future[None] = Future()
+
+        def run() -> None:
+            self._cancel(request_id, epoch)
+            freed.set_result(None)
+
+        self._send(run)
+        return freed
 
     def continue_with(self, continuation: Continuation) -> None:
         self._send(lambda: self._continue(continuation))

@@ -46,8 +46,11 @@ class ScriptedEngine:
     def add(self, segment: Segment) -> None:
         self.added.append(segment)
 
-    def cancel(self, request_id: str, epoch: int, reason: str) -> None:
+    def cancel(self, request_id: str, epoch: int, reason: str) -> Future[None]:
         self.cancelled.append((request_id, epoch, reason))
+        freed: Future[None] = Future()
+        freed.set_result(None)
+        return freed
 
     def continue_with(self, continuation: Continuation) -> None:
         self.continuations.append(continuation)
