@@ -242,9 +242,7 @@ class InFlight:
         )
 
     def _steps(self, history: StepHistory) -> list[StepsSeen]:
-        """Steps of each instance from when it got its segment to when it was done with it."""
-        seen = (
-            history.seen(t.instance_id, t.started_s or t.received_s, t.ended_s)
-            for t in self.timings
-        )
-        return [steps for steps in seen if steps is not None]
+        """What the instances' steps were like while they ran for this request."""
+        ttft_s = self.timeline.ttft_s
+        first_s = float("inf") if ttft_s is None else self.ask.request.arrival_time_s + ttft_s
+        return [steps for t in self.timings for steps in history.of_segment(t, first_s)]

@@ -45,6 +45,7 @@ class StepsSeen(Part):
     """Engine steps of an instance while it ran for a request, as its telemetry sampled them."""
 
     instance_id: InstanceId
+    phase: Literal["prefill", "decode"] = Field(description="before or after the first token")
     num_samples: int
     median_step_s: float
     longest_step_s: float
