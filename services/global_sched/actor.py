@@ -44,22 +44,12 @@ from shared.schemas.registry import InstanceRecord, Record, SchedulerRecord
 from shared.schemas.segment import ControlReply
 from shared.schemas.telemetry import InstanceLoad
 from shared.subjects import Subjects
-from shared.telemetry import counter, histogram
 
 QUEUE_GROUP = "schedulers"
 REGISTRY_WAIT_S = 5.0
 LOAD: TypeAdapter[InstanceLoad] = TypeAdapter(InstanceLoad)
 ROLES: TypeAdapter[dict[str, Role]] = TypeAdapter(dict[str, Role])
 REQUEST_RECORD: TypeAdapter[RequestRecord] = TypeAdapter(RequestRecord)
-
-_placed = counter("dynaserve_placements", "placements by policy and kind", "request")
-_refused = counter("dynaserve_placements_refused", "questions answered with no", "request")
-_dropped = counter("dynaserve_placements_dropped", "questions not answered", "request")
-_decision = histogram(
-    "dynaserve_placement_decision_seconds",
-    "time the policy took",
-    [5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2],
-)
 
 
 class SchedulerActor(Actor):
@@ -193,7 +183,6 @@ class SchedulerActor(Actor):
             decision_s=decision_s,
         )
         self._count(placement, now_s)
-        _decision.record(decision_s)
         return placement
 
     def _count(self, placement: Placement, now_s: float) -> None:

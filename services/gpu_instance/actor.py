@@ -51,7 +51,6 @@ from shared.schemas.segment import (
 from shared.schemas.telemetry import InstanceLoad
 from shared.schemas.tokens import FailureCode, SegmentFailed, SegmentTiming
 from shared.subjects import Subjects
-from shared.telemetry import counter, up_down
 
 T = TypeVar("T")
 SEGMENT: TypeAdapter[Segment] = TypeAdapter(Segment)
@@ -61,10 +60,6 @@ FLUSH_S = 2.0
 STOP_ENGINE_S = 5.0
 SWEEP_S = 1.0
 AUDIT_S = 10.0
-
-_segments = counter("dynaserve_instance_segments", "segments by role and how they ended", "segment")
-_refused = counter("dynaserve_instance_segments_refused", "segments not taken", "segment")
-_alive = up_down("dynaserve_instance_segments_alive", "segments the engine has", "segment")
 
 
 def idle_load(info: EngineInfo) -> EngineLoad:

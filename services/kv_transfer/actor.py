@@ -41,17 +41,8 @@ from shared.schemas.handoff import (
 )
 from shared.schemas.registry import CoordinatorRecord, InstanceRecord, Record
 from shared.subjects import Subjects
-from shared.telemetry import counter, histogram, up_down
 
 REGISTRY_WAIT_S = 5.0
-SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
-
-_handoffs = counter("dynaserve_handoffs", "handoffs by outcome and transport", "handoff")
-_bytes = counter("dynaserve_handoff_bytes", "KV handed over", "byte")
-_orphaned = counter("dynaserve_kv_blocks_orphaned", "blocks nobody confirmed as freed", "block")
-_open_now = up_down("dynaserve_handoffs_open", "handoffs under way", "handoff")
-_exposed = histogram("dynaserve_handoff_exposed_seconds", "beta waited after alpha's end", SECONDS)
-_total = histogram("dynaserve_handoff_seconds", "from opening to the last release", SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +261,6 @@ class KvTransferActor(Actor):
 
     async def _close(self, close: Close) -> None:
         paired = self._paired.pop((close.handoff_id, close.epoch))
-        _open_now.add(-1)
         if not self._paired:
             self._idle.set()
         metrics.closed(close, paired.transport)
