@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dynaserve.local_pool.hardware import Hardware, cpu_environment
-from dynaserve.local_pool.settings import DEMO_ENGINE_ARGS, PoolSettings
+from dynaserve.local_pool.settings import DEMO_ENGINE_ARGS, DEMO_GATEWAY_ARGS, PoolSettings
 from shared.errors import InvalidRequest
 
 
@@ -109,6 +109,7 @@ def _gateway(
             str(settings.slo_tbt_ms),
             "--slo-ttft-ms",
             str(settings.slo_ttft_ms),
+            *(() if settings.model else DEMO_GATEWAY_ARGS),
             *engine_args,
         ),
         # The gateway computes nothing: one thread, and no GPU is touched.

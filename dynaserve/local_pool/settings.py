@@ -12,6 +12,8 @@ DEMO_ENGINE_ARGS = (
     "--block-size=32",
     "--served-model-name=demo",
 )
+DEMO_GATEWAY_ARGS = ("--enable-auto-tool-choice", "--tool-call-parser=hermes")
+"""How the demo model's chat template writes the calls of tools."""
 
 
 class PoolSettings(BaseSettings):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from shared.kv_seam import KvScheduler
 from shared.latency_model import CPU_DEMO_PROFILE, DEFAULT_PROFILE, LatencyProfile
 from shared.schemas.handoff import Transport
 from shared.schemas.registry import Geometry, LatencyCoefficients
+
+log = logging.getLogger("dynaserve.gpu_instance.engine")
 
 CONNECTOR_MODULE = "services.kv_transfer.connector.connector"
 SCHEDULERS = "services.gpu_instance.engine.slo_scheduler"
@@ -74,9 +77,20 @@ def _engine_args(settings: InstanceSettings) -> AsyncEngineArgs:
     parser = AsyncEngineArgs.add_cli_args(parser)
     parsed, unknown = parser.parse_known_args(list(settings.engine_args))
     if unknown:
-        raise InvalidRequest(f"neither vLLM nor this instance knows {' '.join(unknown)}")
+        _refuse_unless_for_the_gateway(unknown, list(settings.engine_args))
     parsed.model = settings.model
     return AsyncEngineArgs.from_cli_args(parsed)
+
+
+def _refuse_unless_for_the_gateway(unknown: list[str], given: list[str]) -> None:
+    """A pool is started with one set of flags: those of vLLM's HTTP server are the gateway's."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser  # half a second, rarely needed
+
+    serve = make_arg_parser(FlexibleArgumentParser(prog="vllm serve", exit_on_error=False))
+    _parsed, strange = serve.parse_known_args(given)
+    if strange:
+        raise InvalidRequest(f"neither vLLM nor this instance knows {' '.join(strange)}")
+    log.info("without effect here, for gateways alone: %s", " ".join(unknown))
 
 
 def model_hash(config: VllmConfig) -> str:

@@ -71,3 +71,9 @@ def test_flags_of_vllm_reach_gateway_and_instances() -> None:
     planned = parts(CPU, "--max-num-seqs", "7")
     for name in ("instance-0", "instance-1", "gateway-0"):
         assert planned[name].arguments[-2:] == ("--max-num-seqs", "7")
+
+
+def test_the_demo_gateway_reads_the_calls_of_tools_and_that_of_another_model_as_told() -> None:
+    assert "--tool-call-parser=hermes" in parts(CPU)["gateway-0"].arguments
+    assert "--tool-call-parser=hermes" not in parts(CPU)["instance-0"].arguments
+    assert "--tool-call-parser=hermes" not in parts(CPU, "some/model")["gateway-0"].arguments
