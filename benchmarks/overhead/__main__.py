@@ -10,8 +10,10 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def read_arguments() -> argparse.Namespace:
         help="start both once and load them in turn; an idle server costs little, and pairs of "
         "rounds lie seconds apart instead of a start",
     )
+    add("--client-core", type=int, help="pin the client to this core while it measures")
     add("--prompt-tokens", type=int, default=128)
     add("--output-tokens", type=int, default=64)
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32])
@@ -66,8 +69,8 @@ Found = dict[str, list[list[Level]]]
 
 async def alternate(
     specs: tuple[ServerSpec, ServerSpec], args: ServerArgs, shape: Shape, given: argparse.Namespace
-) -> Found:
-    """A B, then B A, and so on: a slow drift of the host cancels out."""
+) -> AsyncIterator[Found]:
+    """A B, then B A, and so on: a slow drift of the host cancels out. Gives all rounds so far."""
     found: Found = {spec.name: [] for spec in specs}
     async with contextlib.AsyncExitStack() as both:
         urls: dict[str, str] = {}
@@ -81,10 +84,25 @@ async def alternate(
                     url = urls.get(spec.name)
                     if url is None:
                         url = await alone.enter_async_context(start(spec, args, given))
-                    levels = await measure(url, shape, seed=number)
+                    with pinned(given.client_core):
+                        levels = await measure(url, shape, seed=number)
                 found[spec.name].append(levels)
                 tell(number, spec.name, levels)
-    return found
+            yield found
+
+
+@contextlib.contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """The client on one core while the block lasts; servers were started before and stay free."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def start(
@@ -114,22 +132,31 @@ def main() -> None:
     shape = Shape(
         given.prompt_tokens, given.output_tokens, tuple(given.concurrency), tuple(given.requests)
     )
-    found = asyncio.run(alternate((first, second), args, shape, given))
-    against = ratios(found[first.name], found[second.name])
-    print("\n".join(sentences(against, (first.name, second.name))))
-    document = {
-        **provenance(command()),
-        "servers": [first.name, second.name],
-        "together": given.together,
-        "shape": asdict(shape),
-        "ratios": {str(users): figures for users, figures in against.items()},
-        "rounds": {
-            name: [[asdict(level) for level in levels] for levels in rounds]
-            for name, rounds in found.items()
-        },
-    }
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(document, indent=2) + "\n")
+    asyncio.run(run((first, second), args, shape, given))
+
+
+async def run(
+    specs: tuple[ServerSpec, ServerSpec], args: ServerArgs, shape: Shape, given: argparse.Namespace
+) -> None:
+    """Keep the figures after every round: a run that is cut off is still worth its rounds."""
+    names = (specs[0].name, specs[1].name)
+    source = provenance(command())
+    async for found in alternate(specs, args, shape, given):
+        against = ratios(found[names[0]], found[names[1]])
+        document = {
+            **source,
+            "servers": names,
+            "together": given.together,
+            "shape": asdict(shape),
+            "ratios": {str(users): figures for users, figures in against.items()},
+            "rounds": {
+                name: [[asdict(level) for level in levels] for levels in rounds]
+                for name, rounds in found.items()
+            },
+        }
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(document, indent=2) + "\n")
+        print("\n".join(sentences(against, names)), flush=True)
 
 
 def command() -> list[str]:
