@@ -1,11 +1,11 @@
-"""The bus seam: publish, request, subscribe and a registry, over NATS or in memory.
+"""The bus seam: publish, request, subscribe, a registry and journals, over NATS or in memory.
 
 Two implementations: ``shared.bus_nats.NatsBus`` and ``shared.bus_memory.MemoryBus``.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -47,6 +47,30 @@ class Records(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """Subjects whose messages are kept on the bus, and how much of them: the oldest goes first."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age_s: float
+    max_bytes: int
+    storage: Literal["memory", "file"] = "memory"
+
+
+class Journal(Protocol):
+    """Keeps what anybody publishes on its subjects; publishers neither wait for it nor fail."""
+
+    async def ensure(self) -> None:
+        """Make it, or bring its bounds up to date. Raises BusError.
+
+        To be called again from time to time: one in memory is gone after a restart of the server.
+        """
+
+    def newest_first(self) -> AsyncIterator[Delivery]:
+        """What is kept when this begins; nothing when it was never made. Raises BusError."""
+
+
 class Bus(Protocol):
     """Messages between actors. All methods raise BusError (or a subclass) on failure."""
 
@@ -82,6 +106,9 @@ class Bus(Protocol):
 
     async def records(self, bucket: str, ttl_s: float) -> Records:
         """Open (make if absent) a bucket of expiring records."""
+
+    def journal(self, config: JournalConfig) -> Journal:
+        """A handle on a journal; see ``Journal.ensure``."""
 
     async def close(self) -> None:
         """Flush what was published and disconnect."""

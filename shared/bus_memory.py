@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from shared.bus import Bus, Delivery, Handler, Records, Subscription, encode
+from shared.bus import Bus, Delivery, Handler, JournalConfig, Records, Subscription, encode
 from shared.errors import BusError, BusTimeout, NoResponder
+from shared.journal_memory import MemoryJournal
 
 MAX_PENDING = 65_536
 """Bound of each subscriber's queue; beyond it messages are dropped and counted, as in NATS."""
@@ -97,6 +98,7 @@ class MemoryBus(Bus):
     def __init__(self) -> None:
         self._subscriptions: dict[MemorySubscription, None] = {}
         self._buckets: dict[str, MemoryRecords] = {}
+        self._journals: dict[str, MemoryJournal] = {}
         self._inbox = itertools.count()
         self._round_robin: defaultdict[tuple[str, str], itertools.count[int]] = defaultdict(
             itertools.count
@@ -149,6 +151,9 @@ class MemoryBus(Bus):
 
     async def records(self, bucket: str, ttl_s: float) -> Records:
         return self._buckets.setdefault(bucket, MemoryRecords(ttl_s))
+
+    def journal(self, config: JournalConfig) -> MemoryJournal:
+        return self._journals.setdefault(config.name, MemoryJournal(self, config))
 
     async def close(self) -> None:
         self._closed = True

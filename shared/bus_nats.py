@@ -16,8 +16,9 @@ from nats.js.kv import KeyValue
 from pydantic import BaseModel
 
 from shared import bus_metrics
-from shared.bus import Bus, Delivery, Handler, Records, Subscription, encode
+from shared.bus import Bus, Delivery, Handler, JournalConfig, Records, Subscription, encode
 from shared.errors import BusError, BusTimeout, NoResponder
+from shared.journal_nats import NatsJournal
 
 log = logging.getLogger("dynaserve.bus")
 
@@ -228,6 +229,9 @@ class NatsBus(Bus):
             except BusTimeout:
                 if asyncio.get_running_loop().time() > deadline_s:
                     raise
+
+    def journal(self, config: JournalConfig) -> NatsJournal:
+        return NatsJournal(self._client, config)
 
     async def close(self) -> None:
         with contextlib.suppress(nats.errors.Error, TimeoutError):

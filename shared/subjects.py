@@ -13,6 +13,7 @@
 | `dynaserve.<pool>.events.request` | RequestRecord | anyone |
 | `dynaserve.<pool>.events.handoff` | HandoffRecord | anyone |
 | bucket `dynaserve_<pool>_registry` | Record | everybody |
+| stream `dynaserve_<pool>_records` | RequestRecord, HandoffRecord | gateways, `explain` |
 """
 
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Subjects:
     @property
     def handoff_events(self) -> str:
         return f"{self.root}.events.handoff"
+
+    @property
+    def records_stream(self) -> str:
+        return f"dynaserve_{self.pool}_records"
 
     @property
     def registry_bucket(self) -> str:
