@@ -19,11 +19,15 @@ from services.global_sched.policy.loads import Load
 class TargetSettings:
     """Shares of one."""
 
-    fill: float = 1.0
+    fill: float = 0.93
     """How much of the room a TBT SLO leaves to decodes a holder is planned to use."""
+    overflow: float = 0.3
+    """Over the number of instances: the part of a holder's room that is not worth one more holder.
+
+    One more of two takes half of the pool from prompts, one more of eight an eighth."""
     kv_fill: float = 0.8
-    waiting_share: float = 0.0
-    """Decodes that still wait count up to this share of the SLO on each instance."""
+    resident_share: float = 0.2
+    """Prompts in an instance's KV up to this share of the room are work in passing."""
     growth: float = 0.25
     """Contexts are planned to grow by this share of the mean output."""
     least_base_share: float = 0.2
@@ -57,17 +61,16 @@ def _target(
     room_ms = settings.fill * slo_tbt_ms - first.view.model.base_ms
     if room_ms <= 0.0:
         return len(loads)
-    # What decodes now, with a little of what waits: a queue of prompts would else spread the
-    # decodes just when gathering them is what makes prompts go faster. Contexts still grow.
-    waiting_ms = settings.waiting_share * slo_tbt_ms
+    # What decodes now and the prompts that already sit in KV, not those that still queue: a long
+    # queue would else spread the decodes just when gathering them makes prompts go faster.
     growth_ms = settings.growth * output_tokens * first.view.model.context_ms
-    decode_ms = first.own_decode_ms + sum(
-        load.running_decode_ms
-        + min(load.decode_ms - load.running_decode_ms, waiting_ms)
-        + growth_ms * load.view.num_decodes
-        for load in loads
-    )
+    spare_ms = settings.resident_share * room_ms
+    decode_ms = first.own_decode_ms
+    for load in loads:
+        resident_ms = load.resident_prompts(context_tokens) * load.own_decode_ms
+        decode_ms += load.running_decode_ms + max(resident_ms - spare_ms, 0.0)
+        decode_ms += growth_ms * load.view.num_decodes
     contexts = sum(load.view.decode_context_tokens for load in loads)
     kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
     needed = max(decode_ms / room_ms, (contexts + context_tokens) / kv_tokens)
-    return min(max(math.ceil(needed), 1), len(loads))
+    return min(max(math.ceil(needed - settings.overflow / len(loads)), 1), len(loads))

@@ -36,7 +36,7 @@ class DynaServeSettings:
     kv_weight_s: float = 10.0
     """Cost of lacking a whole instance's KV."""
     spread_weight: float = 1.0
-    """Cost of a millisecond of decode load already there, in ms, when every instance decodes."""
+    """Cost of a millisecond of decode load already there, in ms: holders fill evenly."""
     convert_weight: float = 5.0
     """Cost of making a further instance decode, as a share of the base cost it then pays."""
     least_gain: float = 0.05
@@ -103,9 +103,9 @@ class DynaServe:
         over = max(0.0, load.step_ms / slo_ms - settings.target.fill)
         short = max(0.0, kv_tokens - load.kv_free_tokens) / load.view.kv_capacity_tokens
         burden_s = settings.tbt_weight_s * over + settings.kv_weight_s * short
-        if turn.all_hold:
+        if load.view.instance_id in turn.holders:
             burden_s += 1e-3 * settings.spread_weight * (load.decode_ms + load.own_decode_ms)
-        elif load.view.instance_id not in turn.holders:
+        else:
             base_s = 1e-3 * load.view.model.base_ms * request.length.mean
             burden_s += settings.convert_weight * base_s
         return burden_s

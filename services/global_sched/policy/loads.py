@@ -36,6 +36,12 @@ class Load(NamedTuple):
         """A step without prefill, with this request decoding too."""
         return self.view.model.base_ms + self.decode_ms + self.own_decode_ms
 
+    def resident_prompts(self, context_tokens: float) -> float:
+        """Prompts that hold KV but do not decode yet, if each is ``context_tokens`` long."""
+        view = self.view
+        used = view.kv_capacity_tokens - view.kv_free_tokens - view.decode_context_tokens
+        return max(used, 0) / max(context_tokens, 1.0)
+
     def prefill_ms(self, tokens: int) -> float:
         """Until ``tokens`` of this request's prompt would be done, the queue first."""
         return self.wait_ms + tokens / self.tokens_per_ms

@@ -1,0 +1,186 @@
+"""Capacity of every policy on every load, by simulation; results as JSON and a markdown table.
+
+    python benchmarks/simulation/sweep.py run --traces DIR --instances 2 --out FILE.json
+    python benchmarks/simulation/sweep.py table FILE.json ... --out simulation.md
+
+Loads: the four traces with Poisson arrivals and their lengths in a seeded shuffle (a run covers
+only part of a trace, and their beginnings are not typical of them), and a hybrid whose 15 s windows
+offer the same GPU work each. SLO: TTFT 1 s + 0.2 ms per prompt token, P99 of the gaps between a
+request's tokens within the TBT SLO. Capacity: the highest rate at which 90 % of requests meet both.
+TTFT is compared at 70 % of the capacity of the best other configuration, all at that same rate.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dynaserve.sim.bound import bound_rps, equal_work_shares
+from dynaserve.sim.capacity import Arrivals, Scenario, find_capacity, simulate_rate
+from dynaserve.sim.simulator import SimSettings
+from dynaserve.sim.traces import Trace, hybrid_arrivals, poisson_arrivals, read_trace
+from services.global_sched.policy import POLICIES
+from shared.latency_model import DEFAULT_PROFILE, LatencyProfile
+
+TRACES = {
+    "code": "azure2023_code.csv.gz",
+    "conv": "azure2023_conv.csv.gz",
+    "reasoning": "servegen_reasoning_20min.csv.gz",
+    "summarisation": "lengths_arxiv_summarization.csv.gz",
+}
+OTHERS = {
+    "static 8192": ("colocated", "static:8192"),
+    "static 2048": ("colocated", "static:2048"),
+    "static 1024": ("colocated", "static:1024"),
+    "static 512": ("colocated", "static:512"),
+    "slo": ("colocated", "slo"),
+    "disagg": ("disaggregated", "static:8192"),
+    "disagg slo": ("disaggregated", "slo"),
+}
+OURS = "dynaserve"
+CONFIGURATIONS = OTHERS | {OURS: ("dynaserve", "slo")}
+
+
+def shuffled(trace: Trace) -> Trace:
+    rows = list(trace.rows)
+    random.Random(0).shuffle(rows)
+    return Trace(trace.name, tuple(rows))
+
+
+def loads(folder: Path, settings: SimSettings) -> dict[str, Arrivals]:
+    traces = {name: shuffled(read_trace(folder / file)) for name, file in TRACES.items()}
+    arrivals: dict[str, Arrivals] = {
+        name: partial(poisson_arrivals, trace) for name, trace in traces.items()
+    }
+    kinds = list(traces.values())
+    shares = equal_work_shares(kinds, settings)
+    arrivals["hybrid"] = partial(hybrid_arrivals, kinds, shares=shares)
+    return arrivals
+
+
+def scenario(name: str, load: str, arrivals: Arrivals, settings: SimSettings) -> Scenario:
+    policy, batcher = CONFIGURATIONS[name]
+    pool = SimSettings(
+        settings.model,
+        settings.instances,
+        batcher,
+        settings.slo_tbt_s,
+        split_roles=policy == "disaggregated",
+    )
+    scale = 1.0 if settings.instances <= 2 else 0.3
+    # Reasoning needs minutes to fill a pool: outputs of thousands of tokens.
+    duration_s, warmup_s = (400.0, 150.0) if load == "reasoning" else (240.0, 20.0)
+    warmup_s = warmup_s if load != "hybrid" else 60.0
+    return Scenario(pool, POLICIES[policy], arrivals, scale * duration_s, warmup_s)
+
+
+def cells(arguments: Namespace) -> Iterator[dict[str, Any]]:
+    model = LatencyProfile.load(arguments.profile).model
+    every = loads(arguments.traces, SimSettings(model))
+    for load in arguments.loads or every:
+        for slo_ms in arguments.slo_tbt_ms:
+            settings = SimSettings(model, arguments.instances, slo_tbt_s=1e-3 * slo_ms)
+            yield cell(load, every[load], settings)
+
+
+def cell(load: str, arrivals: Arrivals, settings: SimSettings) -> dict[str, Any]:
+    """Capacities of all configurations, then TTFT of all at one common rate."""
+    capacities: dict[str, float] = {}
+    for name in CONFIGURATIONS:
+        capacities[name] = find_capacity(scenario(name, load, arrivals, settings))
+        print(load, settings.slo_tbt_s, name, round(capacities[name], 2), file=sys.stderr)
+    best_other = max(OTHERS, key=lambda name: capacities[name])
+    rate = 0.7 * capacities[best_other]
+    figures = {}
+    for name in (best_other, OURS):
+        _, report = simulate_rate(scenario(name, load, arrivals, settings), rate)
+        figures[name] = {key: report[key] for key in KEPT}  # type: ignore[literal-required]
+    ours = scenario(OURS, load, arrivals, settings)
+    _, full = simulate_rate(ours, capacities[OURS])
+    bound = bound_rps(arrivals(8.0 * settings.instances, ours.until_s), ours.settings)
+    return {
+        "load": load,
+        "instances": settings.instances,
+        "slo_tbt_ms": 1e3 * settings.slo_tbt_s,
+        "capacity_rps": capacities,
+        "bound_rps": bound,
+        "bound_fraction": capacities[OURS] / bound,
+        "best_other": best_other,
+        "at_70_percent": {"rate_rps": rate} | figures,
+        "dynaserve_at_capacity": {key: full[key] for key in KEPT},  # type: ignore[literal-required]
+    }
+
+
+KEPT = ("attainment", "goodput_rps", "ttft_p50_ms", "ttft_p99_ms", "tbt_p99_ms", "cut_share")
+
+
+def run(arguments: Namespace) -> None:
+    body: dict[str, Any] = {"command": " ".join(sys.argv), "profile": arguments.profile.name}
+    body["cells"] = []
+    for result in cells(arguments):
+        body["cells"].append(result)
+        arguments.out.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def table(arguments: Namespace) -> None:
+    found = [json.loads(path.read_text()) for path in arguments.files]
+    everything = [one for body in found for one in body["cells"]]
+    lines = ["# Capacity by simulation (requests/s)", "", (__doc__ or "").split("\n\n")[2], ""]
+    lines += ["Made by `benchmarks/simulation/sweep.py` from:", ""]
+    for path, body in zip(arguments.files, found, strict=True):
+        lines.append(f"- `{path.name}`: `{body['command']}`")
+    names = list(CONFIGURATIONS)
+    lines += ["", "| inst. | load | TBT ms | " + " | ".join(names) + " | bound | of bound | "]
+    lines[-1] += "/ best other | / disagg | cut | P99 TTFT ms at 70 %: best other | dynaserve |"
+    lines.append("|---" * (len(names) + 10) + "|")
+    lines += [row(one) for one in everything]
+    arguments.out.write_text("\n".join(lines) + "\n")
+
+
+def row(one: dict[str, Any]) -> str:
+    capacity = one["capacity_rps"]
+    ours, best = capacity[OURS], capacity[one["best_other"]]
+    at = one["at_70_percent"]
+    values = [
+        str(one["instances"]),
+        one["load"],
+        f"{one['slo_tbt_ms']:.0f}",
+        *(f"{capacity[name]:.2f}" for name in CONFIGURATIONS),
+        f"{one['bound_rps']:.2f}",
+        f"{one['bound_fraction']:.2f}",
+        f"{ours / best:.2f}",
+        f"{ours / max(capacity['disagg'], 1e-9):.2f}",
+        f"{one['dynaserve_at_capacity']['cut_share']:.2f}",
+        f"{at[one['best_other']]['ttft_p99_ms']:.0f}",
+        f"{at[OURS]['ttft_p99_ms']:.0f}",
+    ]
+    return "| " + " | ".join(values) + " |"
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Capacity of every policy on every load, by simulation.")
+    verbs = parser.add_subparsers(required=True)
+    runs = verbs.add_parser("run")
+    runs.add_argument("--traces", type=Path, required=True)
+    runs.add_argument("--profile", type=Path, default=DEFAULT_PROFILE)
+    runs.add_argument("--instances", type=int, default=2)
+    runs.add_argument("--slo-tbt-ms", type=float, nargs="*", default=[100.0, 50.0, 25.0])
+    runs.add_argument("--loads", nargs="*")
+    runs.add_argument("--out", type=Path, required=True)
+    runs.set_defaults(act=run)
+    tables = verbs.add_parser("table")
+    tables.add_argument("files", type=Path, nargs="+")
+    tables.add_argument("--out", type=Path, required=True)
+    tables.set_defaults(act=table)
+    arguments = parser.parse_args()
+    arguments.act(arguments)
+
+
+if __name__ == "__main__":
+    main()
