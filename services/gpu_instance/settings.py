@@ -12,6 +12,7 @@ from services.gpu_instance.engine.seam import EngineName
 from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId
 from shared.schemas.registry import InstanceRole
+from shared.tracing import endpoint_from_environment
 
 
 def host_identity() -> str:
@@ -19,6 +20,22 @@ def host_identity() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     boot_id = boot.read_text().strip()[:8] if boot.exists() else "unknown"
     return f"{socket.gethostname()}-{boot_id}"
+
+
+def _offered_transports() -> tuple[Transport, ...]:
+    """What this machine has, best first."""
+    return ("nccl", "shm", "tcp") if _has_nccl() else ("shm", "tcp")
+
+
+def _staging_mib() -> int:
+    """A GPU's staging should hold the chunk of a whole prefill step: 192 KiB a token at 14B."""
+    return 1024 if _has_nccl() else 256
+
+
+def _has_nccl() -> bool:
+    import torch  # seconds to import, and not needed where the flags are given
+
+    return bool(torch.cuda.is_available() and torch.distributed.is_nccl_available())
 
 
 class InstanceSettings(BaseSettings):
@@ -54,10 +71,14 @@ class InstanceSettings(BaseSettings):
         default="127.0.0.1", description="address under which other instances reach the KV port"
     )
     transports: tuple[Transport, ...] = Field(
-        default=("shm", "tcp"), description="ways to move KV that this instance offers"
+        default_factory=_offered_transports,
+        description="ways to move KV that this instance offers; unset: all that the machine has",
     )
     kv_staging_mib: int = Field(
-        default=256, gt=0, description="bound of the memory for KV on its way out, MiB"
+        default_factory=_staging_mib,
+        gt=0,
+        description="bound of the memory for KV on its way, MiB, in host memory and, with nccl, "
+        "on the GPU for each direction; unset: 1024 with nccl, else 256",
     )
     batcher: str = Field(
         default="slo",
@@ -81,6 +102,13 @@ class InstanceSettings(BaseSettings):
     )
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="address on which /metrics is served"
+    )
+    otlp_endpoint: str | None = Field(
+        default_factory=endpoint_from_environment,
+        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
     )
     log_level: str = Field(default="INFO", description="level of the log")
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dynaserve.kv_connector")
 
-PIECE_BYTES = 32 * 2**20
-"""A chunk is staged in pieces of at most this size, so that several are under way at once."""
+PIECE_BYTES = {"cpu": 32 * 2**20, "cuda": 64 * 2**20}
+"""A chunk is staged in pieces of at most this size, so that several are under way at once; NCCL
+needs larger ones to fill the wire."""
 
 
 @dataclass
@@ -90,7 +91,8 @@ class DynaServeConnector(KVConnectorBase_V1):
             self._port,
             rank=get_tensor_model_parallel_rank(),
             max_piece_blocks=min(
-                self._port.max_chunk_blocks, max(1, PIECE_BYTES // (len(rows) * block_bytes))
+                self._port.max_chunk_blocks,
+                max(1, PIECE_BYTES[first.device.type] // (len(rows) * block_bytes)),
             ),
         )
         self._handshake = PortHandshake(self._port.address, len(rows), block_bytes, layout)

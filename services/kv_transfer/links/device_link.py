@@ -139,7 +139,7 @@ class DeviceTransport:
         def join() -> list[Pair]:
             timeout = timedelta(seconds=tuning.build_timeout_s)
             store = TCPStore(wire.peer_host, meet.tcp_port, 2, False, timeout)
-            return self._join(store, SENDER, arena, tuning, lambda pair, probe: pair.send(probe))
+            return self._join(store, SENDER, meet.num_lanes, arena, tuning.build_timeout_s)
 
         pairs = _in_time(join, wire, tuning.build_timeout_s, f"{self.name} cannot be built")
         return DeviceSendPath(pairs, meet.window_bytes)
@@ -153,11 +153,9 @@ class DeviceTransport:
         store = TCPStore(
             wire.host, port, 2, True, timeout, wait_for_workers=False, master_listen_fd=fd
         )
-        wire.send(Rendezvous(port, inbox.max_payload))
+        wire.send(Rendezvous(port, tuning.num_lanes, inbox.max_payload))
         pairs = _in_time(
-            lambda: self._join(
-                store, RECEIVER, inbox, tuning, lambda pair, probe: pair.receive(probe)
-            ),
+            lambda: self._join(store, RECEIVER, tuning.num_lanes, inbox, tuning.build_timeout_s),
             wire,
             tuning.build_timeout_s,
             f"{self.name} cannot be built",
@@ -165,23 +163,18 @@ class DeviceTransport:
         return DeviceReceivePath(pairs, end.pages, inbox, tuning.stall_timeout_s)
 
     def _join(
-        self,
-        store: TCPStore,
-        rank: int,
-        arena: Arena,
-        tuning: LinkTuning,
-        move: Callable[[Pair, torch.Tensor], Flight],
+        self, store: TCPStore, rank: int, num_lanes: int, arena: Arena, timeout_s: float
     ) -> list[Pair]:
         """Communicators come up with their first transfer, so one is made."""
         device = arena.bytes.device
         pairs: list[Pair] = []
-        for lane in range(tuning.num_lanes):
-            lane_store = PrefixStore(f"lane {lane}", store)
-            pair = self._make_pair(lane_store, rank, device, tuning.build_timeout_s)
+        for lane in range(num_lanes):
+            pair = self._make_pair(PrefixStore(f"lane {lane}", store), rank, device, timeout_s)
             probe = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=device)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()
-            move(pair, probe).wait(tuning.build_timeout_s, lambda: False)
+            flight = pair.send(probe) if rank == SENDER else pair.receive(probe)
+            flight.wait(timeout_s, lambda: False)
             pairs.append(pair)
         return pairs
 

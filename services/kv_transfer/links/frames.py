@@ -39,6 +39,7 @@ class Rendezvous(Frame, frozen=True, array_like=True):
     """Where the two ends meet to join their devices, and how much may be on its way at once."""
 
     tcp_port: int
+    num_lanes: int
     window_bytes: int
 
 
