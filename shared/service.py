@@ -12,6 +12,7 @@ from shared.bus import Bus
 from shared.bus_nats import NatsBus
 from shared.errors import DynaServeError
 from shared.telemetry import expose_metrics
+from shared.tracing import start_tracing, stop_tracing
 
 log = logging.getLogger("dynaserve.service")
 
@@ -26,6 +27,10 @@ class ServiceSettings(Protocol):
     @property
     def metrics_port(self) -> int | None: ...
     @property
+    def metrics_host(self) -> str: ...
+    @property
+    def otlp_endpoint(self) -> str | None: ...
+    @property
     def log_level(self) -> str: ...
 
 
@@ -39,10 +44,15 @@ def run_service(name: str, settings: ServiceSettings, build: Callable[[Bus], Act
         format=f"%(asctime)s %(levelname)s {settings.id} %(name)s: %(message)s",
     )
     if settings.metrics_port is not None:
-        port = expose_metrics(name, settings.id, settings.metrics_port)
-        log.info("metrics at http://127.0.0.1:%d/metrics", port)
-    with one_line_errors(f"{name} {settings.id}"):
-        uvloop.run(_run(name, settings, build))
+        host = settings.metrics_host
+        port = expose_metrics(name, settings.id, settings.metrics_port, host)
+        log.info("metrics at http://%s:%d/metrics", host, port)
+    start_tracing(name, settings.id, settings.otlp_endpoint)
+    try:
+        with one_line_errors(f"{name} {settings.id}"):
+            uvloop.run(_run(name, settings, build))
+    finally:
+        stop_tracing()
 
 
 @contextlib.contextmanager

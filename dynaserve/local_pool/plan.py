@@ -1,6 +1,8 @@
 """Which processes make up a pool: a pure function of settings and hardware."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dynaserve.local_pool.hardware import Hardware, cpu_environment
 from dynaserve.local_pool.settings import DEMO_ENGINE_ARGS, DEMO_GATEWAY_ARGS, PoolSettings
@@ -15,6 +17,8 @@ class Part:
     module: str
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    metrics_address: str = ""
+    """host:port that answers /metrics."""
 
 
 def plan_parts(
@@ -81,9 +85,20 @@ def _instances(
         else:
             environment = cpu_environment(hardware, count, demo=not settings.model)
         role = ("--role", roles[n]) if n < len(roles) else ()
-        arguments = (model, *bus, "--id", f"instance-{n}", *role, *extra, *engine_args)
+        arguments = (
+            *(_simulated(model) if settings.engine == "simulated" else (model,)),
+            *(*bus, "--id", f"instance-{n}", *role, *extra),
+            *(settings.engine_args if settings.engine == "simulated" else engine_args),
+        )
         parts.append(Part(f"instance-{n}", "services.gpu_instance", arguments, environment))
     return parts
+
+
+def _simulated(model: str) -> tuple[str, ...]:
+    """Tokens of a simulated engine must be ones that the model's tokenizer knows."""
+    config = Path(model, "config.json")
+    known = json.loads(config.read_text())["vocab_size"] if config.exists() else 32_000
+    return (model, "--engine", "simulated", "--vocab-size", str(known))
 
 
 def _gateway(
@@ -110,11 +125,21 @@ def _gateway(
             "--slo-ttft-ms",
             str(settings.slo_ttft_ms),
             *(() if settings.model else DEMO_GATEWAY_ARGS),
-            *engine_args,
+            *_gateway_engine_args(settings, engine_args),
         ),
         # The gateway computes nothing: one thread, and no GPU is touched.
         {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        f"{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port + n}",
     )
+
+
+def _gateway_engine_args(
+    settings: PoolSettings, engine_args: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The flags of a simulated engine are not vLLM's: the gateway's model is as it comes."""
+    if settings.engine == "vllm":
+        return engine_args
+    return () if settings.model else DEMO_ENGINE_ARGS
 
 
 def _gpus_each(settings: PoolSettings) -> int:

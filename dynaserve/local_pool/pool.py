@@ -11,6 +11,7 @@ import httpx
 from dynaserve.demo_model import demo_model
 from dynaserve.local_pool.children import Child
 from dynaserve.local_pool.hardware import look
+from dynaserve.local_pool.observed import free_port, observed, targets, write_targets
 from dynaserve.local_pool.plan import plan_parts
 from dynaserve.local_pool.settings import PoolSettings
 from infra.nats.server import EmbeddedNats
@@ -36,6 +37,7 @@ class LocalPool:
     def __init__(self, settings: PoolSettings) -> None:
         self.settings = settings
         self.children: dict[str, Child] = {}
+        self.targets_file: Path | None = None
         self._nats: EmbeddedNats | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[str] | None = None
@@ -63,7 +65,10 @@ class LocalPool:
             await self._nats.start_async()
         self._failed = asyncio.get_running_loop().create_future()
         model = "" if self.settings.model else str(demo_model())
-        for part in plan_parts(self.settings, look(), self.nats_url, model):
+        parts = plan_parts(self.settings, look(), self.nats_url, model)
+        parts = observed(parts, self.settings, free_port)
+        self.targets_file = write_targets(targets(parts, self.settings), self.log_folder)
+        for part in parts:
             child = Child(part, self.log_folder)
             child.log_path.unlink(missing_ok=True)
             self.children[part.name] = child

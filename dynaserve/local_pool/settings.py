@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
@@ -35,6 +36,11 @@ class PoolSettings(BaseSettings):
     )
     instances: int | None = Field(
         default=None, ge=1, description="GPU instances; default: one a GPU, or 2 without a GPU"
+    )
+    engine: Literal["vllm", "simulated"] = Field(
+        default="vllm",
+        description="simulated: instances compute nothing but take as long, for tests of the rest; "
+        "other flags are then those of a simulated engine",
     )
     policy: str = Field(default="dynaserve", description="how requests are placed and cut")
     batcher: str = Field(
@@ -70,6 +76,12 @@ class PoolSettings(BaseSettings):
     log_folder: Path = Field(
         default=Path("~/.cache/dynaserve/logs").expanduser(),
         description="the output of every part goes into a file here",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="send traces there by OTLP/HTTP, e.g. http://127.0.0.1:4318"
+    )
+    trace_sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of the requests that are traced"
     )
     engine_args: CliUnknownArgs = Field(
         default=[], description="every other flag, as `vllm serve` takes them"

@@ -10,6 +10,7 @@ from services.gateway.settings import GatewaySettings
 from shared.bus_nats import NatsBus
 from shared.service import one_line_errors
 from shared.telemetry import collect_metrics
+from shared.tracing import start_tracing, stop_tracing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             await bus.close()
 
-    with one_line_errors(f"gateway {settings.id}"):
-        uvloop.run(run())
+    start_tracing("gateway", settings.id, settings.otlp_endpoint, settings.trace_sample_ratio)
+    try:
+        with one_line_errors(f"gateway {settings.id}"):
+            uvloop.run(run())
+    finally:
+        stop_tracing()
 
 
 def _set_up_log(settings: GatewaySettings) -> None:

@@ -19,6 +19,7 @@ from services.gateway.recovery import Failure
 from services.gateway.settings import GatewaySettings
 from services.gateway.step_history import StepHistory
 from services.gateway.stream import GapTooLarge, TokenStream
+from services.gateway.traces import RequestTraces
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -77,6 +78,7 @@ class GatewayActor(Actor):
     ) -> None:
         super().__init__("gateway", bus, clock)
         self.meter = metrics.RequestMeter(model)
+        self._traces = RequestTraces(self.clock)
         self.settings = settings
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
@@ -131,6 +133,7 @@ class GatewayActor(Actor):
 
     def submit(self, ask: Ask) -> None:
         """Start a request. Its tokens, or its one failure, go to the sink."""
+        ask = self._traces.begin(ask)
         entry = InFlight(
             ask=ask,
             stream=TokenStream(num_tokens(ask.request.prompt_token_ids)),
@@ -190,6 +193,7 @@ class GatewayActor(Actor):
             self._on_late_plan(entry, plan)
             return
         entry.planned(plan, self.clock.monotonic_s())
+        self._traces.placed(entry)
         for instance_id in {plan.alpha_id, plan.beta_id}.intersection(self._lost_instances):
             if instance_id is not None:
                 self._on_instance_lost(entry, instance_id)
@@ -230,6 +234,7 @@ class GatewayActor(Actor):
             ready += outputs
         if ready:
             self._sink.deliver(ready)
+            self._traces.delivered(ready, self._in_flight, frame)
         for entry, outcome in finished:
             self._over(entry, outcome)
 
@@ -374,6 +379,7 @@ class GatewayActor(Actor):
         record = entry.record(self.settings.id, self.step_history)
         self.recent.add_request(record)
         self.meter.over(record, entry.ask.operation)
+        self._traces.over(record, entry.over_s)
         if entry.stream.num_refused:
             metrics.refused.add(entry.stream.num_refused, {"reason": "late or doubled"})
         publish = self.bus.publish(self.subjects.request_events, record)

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
 
 from shared.schemas.message import InstanceId
+from shared.tracing import endpoint_from_environment
 
 
 def _random_id() -> str:
@@ -35,6 +36,16 @@ class GatewaySettings(BaseSettings):
     nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
     pool: InstanceId = Field(default="default", description="pool whose instances serve")
     id: InstanceId = Field(default_factory=_random_id, description="name of this gateway")
+    otlp_endpoint: str | None = Field(
+        default_factory=endpoint_from_environment,
+        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
+    )
+    trace_sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the requests without a traceparent that are traced",
+    )
     log_level: str = Field(default="INFO", description="level of the log")
     slo_ttft_ms: float = Field(
         default=10_000.0, gt=0, description="time to first token a request wants unless it says"

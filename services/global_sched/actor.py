@@ -27,6 +27,7 @@ from services.global_sched.policy.views import NoInstance as PolicyFoundNone
 from services.global_sched.policy.views import Role, SplitPolicy
 from services.global_sched.pool_view import PoolTracker, burdens
 from services.global_sched.settings import SchedulerSettings
+from shared import tracing
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -38,6 +39,7 @@ from shared.schemas.place import (
     SCHEDULER_CONTROL,
     Place,
     PlaceRefused,
+    Plan,
     SetPolicy,
 )
 from shared.schemas.registry import InstanceRecord, Record, SchedulerRecord
@@ -145,6 +147,7 @@ class SchedulerActor(Actor):
             message = str(error) or "no instance can take the request"
             await self._refuse(place, delivery, "no_instance", message)
             return
+        self._trace(place, placement.plan, time.perf_counter() - started_s)
         self.memory.remember(placement.plan)  # before the first await: asked again, not done again
         try:
             await self._publish(placement, delivery)
@@ -238,6 +241,12 @@ class SchedulerActor(Actor):
         if record.outcome in ("stop", "length", "repetition") and record.plan is not None:
             self.lengths.observe(record.plan.traffic_class, record.num_output_tokens)
 
+    def _trace(self, place: Place, plan: Plan, took_s: float) -> None:
+        if tracing.is_on():
+            now_s = self.clock.unix_s()
+            headers = place.request.trace_headers
+            tracing.record_span(headers, "decide", now_s - took_s, now_s, _as_attributes(plan))
+
     def _show_metrics(self) -> None:
         metrics.show_zeros()
         self._telemetry_lag = self.measure_lag("telemetry")
@@ -278,6 +287,23 @@ class SchedulerActor(Actor):
         return SchedulerRecord(
             instance_id=self.id, policy=self.policy_name, started_s=self._started_s
         )
+
+
+def _as_attributes(plan: Plan) -> dict[str, str | int | float | bool]:
+    """What a trace tells of a plan."""
+    told: dict[str, str | int | float | bool | None] = {
+        "dynaserve.policy": plan.policy,
+        "dynaserve.reason": plan.reason,
+        "dynaserve.alpha": plan.alpha_id,
+        "dynaserve.beta": plan.beta_id,
+        "dynaserve.cut": plan.cut,
+        "dynaserve.control_group": plan.control_group,
+        "dynaserve.num_candidates": len(plan.candidates),
+    }
+    if plan.chosen is not None:
+        told["dynaserve.predicted_ttft_s"] = plan.chosen.ttft_s
+        told["dynaserve.predicted_tbt_s"] = plan.chosen.tbt_s
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _last_use_s(place: Place) -> float:

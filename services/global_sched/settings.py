@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.global_sched.policy import POLICIES
 from shared.schemas.message import InstanceId
+from shared.tracing import endpoint_from_environment
 
 
 class SchedulerSettings(BaseSettings):
@@ -48,6 +49,13 @@ class SchedulerSettings(BaseSettings):
     )
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="address on which /metrics is served"
+    )
+    otlp_endpoint: str | None = Field(
+        default_factory=endpoint_from_environment,
+        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
     )
     log_level: str = Field(default="INFO", description="level of the log")
 

@@ -26,6 +26,8 @@ from services.gpu_instance.ledger import LiveSegment, SegmentLedger
 from services.gpu_instance.load_reports import LoadReporter
 from services.gpu_instance.outbox import Outbox
 from services.gpu_instance.settings import InstanceSettings
+from services.gpu_instance.spans import record_segment
+from shared import tracing
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -60,6 +62,7 @@ FLUSH_S = 2.0
 STOP_ENGINE_S = 5.0
 SWEEP_S = 1.0
 AUDIT_S = 10.0
+SETTLED: frozenset[HandoffPhase] = frozenset({"adopted", "not_needed", "recomputed"})
 
 
 def idle_load(info: EngineInfo) -> EngineLoad:
@@ -247,6 +250,8 @@ class InstanceActor(Actor):
             kv_bytes=live.kv_bytes,
         )
         self.outbox.put(self.subjects.gateway(segment.gateway_id), timing)
+        if tracing.is_on():
+            record_segment(live, timing, how)
 
     def _fail(self, live: LiveSegment, code: FailureCode, message: str) -> None:
         """End a live segment the engine will say nothing more of."""
@@ -306,6 +311,8 @@ class InstanceActor(Actor):
         if live is not None and signal.side == "beta":
             live.kv_wait_s = max(live.kv_wait_s, signal.exposed_s)
             live.kv_bytes = max(live.kv_bytes, signal.num_bytes)
+            if signal.phase in SETTLED:
+                live.settled_s = self.clock.unix_s()
         coordinator_id = self.routes.coordinator(signal.handoff_id)
         if coordinator_id is None:
             return

@@ -30,6 +30,8 @@ class LiveSegment:
     """Alpha only: what it emitted, for the continuation."""
     kv_wait_s: float = 0.0
     kv_bytes: int = 0
+    settled_s: float | None = None
+    """Beta only: since when it does not wait for KV any more."""
 
     @property
     def key(self) -> Key:

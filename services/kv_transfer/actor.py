@@ -23,6 +23,8 @@ from services.kv_transfer.handoff import (
     Tick,
 )
 from services.kv_transfer.settings import KvTransferSettings
+from services.kv_transfer.spans import record_transfer
+from shared import tracing
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -264,6 +266,8 @@ class KvTransferActor(Actor):
         if not self._paired:
             self._idle.set()
         metrics.closed(close, paired.transport)
+        if tracing.is_on():
+            record_transfer(close, paired.opening.traceparent, paired.transport)
         record = HandoffRecord(
             handoff_id=close.handoff_id,
             request_id=paired.opening.request_id,
