@@ -91,7 +91,7 @@ class SchedulerSide:
         self._ranks_said: dict[tuple[str, str], int] = {}
         self.kv_addresses: list[str] = []
         self.kv_geometry: tuple[int, int, str] = (0, 0, "")
-        self.staging_bytes_in_use = 0
+        self._staging_bytes: dict[int, int] = {}  # by rank
 
     # -- vLLM's hooks --------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class SchedulerSide:
 
     def hear(self, news: WorkerNews) -> None:
         """Take in what the workers said of a step, before the step's outputs are processed."""
-        self.staging_bytes_in_use = news.staging_bytes_in_use
+        self._staging_bytes.update(news.staging_bytes)
         for (handoff_id, what), tally in news.tallies.items():
             ranks = self._ranks_said.get((handoff_id, what), 0) + tally.num_ranks
             self._ranks_said[handoff_id, what] = ranks
@@ -216,7 +216,12 @@ class SchedulerSide:
     @property
     def is_sending(self) -> bool:
         """Bytes are under way that nobody in the engine waits for: keep the steps coming."""
-        return any(a.request.is_finished() for a in self._alphas.values())
+        unfinished = any(a.request.is_finished() for a in self._alphas.values())
+        return unfinished or self.staging_bytes_in_use > 0
+
+    @property
+    def staging_bytes_in_use(self) -> int:
+        return sum(self._staging_bytes.values())
 
     @property
     def num_held_blocks(self) -> int:

@@ -106,15 +106,15 @@ class WorkerNews(KVConnectorWorkerMetadata):
     """
 
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
-    staging_bytes_in_use: int = 0
+    staging_bytes: dict[int, int] = field(default_factory=dict)
+    """Rank -> bytes gathered and not yet confirmed by a peer."""
 
     def note(self, handoff_id: str, what: str, tally: Tally) -> None:
         self.tallies.setdefault((handoff_id, what), Tally()).add(tally)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerNews":
         assert isinstance(other, WorkerNews)
-        merged = WorkerNews(staging_bytes_in_use=self.staging_bytes_in_use)
-        merged.staging_bytes_in_use += other.staging_bytes_in_use
+        merged = WorkerNews(staging_bytes={**self.staging_bytes, **other.staging_bytes})
         for news in (self, other):
             for (handoff_id, what), tally in news.tallies.items():
                 merged.note(handoff_id, what, tally)

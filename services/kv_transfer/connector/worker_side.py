@@ -73,6 +73,7 @@ class WorkerSide:
         self._incoming: dict[str, Incoming] = {}
         self._bad_block_ids: set[int] = set()
         self._news = WorkerNews()
+        self._staging_bytes_told = 0
 
     def take_orders(self, transfers: StepTransfers) -> None:
         """Before the forward pass, so that peers agree while it runs."""
@@ -134,8 +135,11 @@ class WorkerSide:
     def take_news(self) -> WorkerNews | None:
         """What happened since the last call; None when nothing did."""
         news, self._news = self._news, WorkerNews()
-        news.staging_bytes_in_use = self._port.stats().staging_bytes_in_use
-        return news if news.tallies else None
+        staging_bytes = self._port.stats().staging_bytes_in_use
+        if not news.tallies and staging_bytes == self._staging_bytes_told:
+            return None
+        self._staging_bytes_told = news.staging_bytes[self._rank] = staging_bytes
+        return news
 
     def _offer(self, offer: Offer) -> None:
         outgoing = self._outgoing.setdefault(offer.handoff_id, Outgoing())

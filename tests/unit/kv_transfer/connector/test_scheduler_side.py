@@ -314,3 +314,13 @@ def test_blocks_held_for_a_receiver_that_wants_nothing_come_back_with_the_next_s
     side.on_transfers_finished({request.request_id}, set())
     assert phases(side) == ["released"]
     assert side.num_open == 0
+
+
+def test_steps_keep_coming_until_every_rank_has_its_staging_memory_back() -> None:
+    side = SchedulerSide(BLOCK, 2)
+    side.hear(WorkerNews(staging_bytes={0: 100}).aggregate(WorkerNews(staging_bytes={1: 50})))
+    assert side.staging_bytes_in_use == 150
+    side.hear(WorkerNews(staging_bytes={0: 0}))
+    assert (side.staging_bytes_in_use, side.is_sending) == (50, True)
+    side.hear(WorkerNews(staging_bytes={1: 0}))
+    assert not side.is_sending
