@@ -27,7 +27,12 @@ TOOL: ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {
         "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
     },
 }
 SCHEMA: dict[str, object] = {
@@ -136,7 +141,7 @@ async def test_a_request_with_tools_is_taken(openai: AsyncOpenAI) -> None:
         messages=MESSAGES,
         tools=[TOOL],
         tool_choice={"type": "function", "function": {"name": "weather"}},
-        max_tokens=40,
+        max_tokens=200,
         temperature=0,
     )
     (call,) = answer.choices[0].message.tool_calls or []
