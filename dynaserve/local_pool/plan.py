@@ -133,9 +133,7 @@ def _gateway(
     )
 
 
-def _gateway_engine_args(
-    settings: PoolSettings, engine_args: tuple[str, ...]
-) -> tuple[str, ...]:
+def _gateway_engine_args(settings: PoolSettings, engine_args: tuple[str, ...]) -> tuple[str, ...]:
     """The flags of a simulated engine are not vLLM's: the gateway's model is as it comes."""
     if settings.engine == "vllm":
         return engine_args
