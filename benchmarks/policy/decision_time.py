@@ -1,0 +1,113 @@
+"""Time of one decision of the scheduler, and of one plan of the batcher, on one core.
+
+python benchmarks/policy/decision_time.py [FILE.json]
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from services.global_sched.policy import POLICIES
+from services.global_sched.policy.views import (
+    InstanceView,
+    LengthQuantiles,
+    PoolView,
+    RequestView,
+)
+from services.gpu_instance.batcher import Batcher, PromptView, StepLoad, prompt_rank
+from shared.latency_model import LatencyProfile, StepShape
+
+MODEL = LatencyProfile.load().model
+DRAW = random.Random(0)
+
+
+def pool(instances: int) -> PoolView:
+    return PoolView(0.0, tuple(_instance(index) for index in range(instances)))
+
+
+def _instance(index: int) -> InstanceView:
+    decodes = DRAW.randint(0, 120)
+    free = 526_000 - 1500 * decodes
+    return InstanceView(
+        f"i{index}",
+        MODEL,
+        ("prefill", "decode")[index % 2],  # type: ignore[arg-type]
+        decodes,
+        1500 * decodes,
+        DRAW.randint(0, 20_000),
+        kv_free_tokens=free,
+        kv_capacity_tokens=526_000,
+    )
+
+
+def request(number: int) -> RequestView:
+    length = LengthQuantiles(30, 150, 500, 200)
+    return RequestView(f"r{number}", 0.0, DRAW.randint(10, 8000), 4096, length, 1.5, 0.025)
+
+
+def timed(call: Callable[[int], object], number: int) -> dict[str, float]:
+    for index in range(50):
+        call(index)
+    spent = np.empty(number)
+    for index in range(number):
+        start = time.perf_counter()
+        call(index)
+        spent[index] = time.perf_counter() - start
+    p50, p99 = np.percentile(1e6 * spent, [50, 99])
+    per_s = number / float(spent.sum())
+    return {"p50_us": round(p50, 1), "p99_us": round(p99, 1), "per_s_one_core": round(per_s)}
+
+
+def decisions() -> dict[str, dict[str, float]]:
+    found = {}
+    for name, make in POLICIES.items():
+        for instances in (2, 8, 64):
+            policy, views = make(), [pool(instances) for _ in range(20)]
+            asked = [request(number) for number in range(500)]
+
+            def place(i: int, policy=policy, views=views, asked=asked) -> object:  # type: ignore[no-untyped-def]
+                return policy.place(asked[i % 500], views[i % 20])
+
+            found[f"{name}, {instances} instances"] = timed(place, 2000)
+    return found
+
+
+def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
+    """A plan with the work around it: the minimum slack, ranking prompts, learning the step."""
+    batcher = Batcher(MODEL)
+    slacks = [DRAW.uniform(20.0, 25.0) for _ in range(running)]
+    prompts = [PromptView(0.0, DRAW.uniform(0, 3), DRAW.randint(1, 4000)) for _ in range(waiting)]
+
+    def step(_: int) -> object:
+        ranked = sorted(prompts, key=lambda prompt: prompt_rank(prompt, 0.5, 20_000.0))
+        queue = ((prompt.remaining_tokens, 0) for prompt in ranked)
+        plan = batcher.plan(StepLoad(running, 300 * running, min(slacks), queue))
+        tokens = plan.token_budget - running
+        shape = StepShape(running, 300 * running, tokens, 0.5 * tokens * tokens)
+        batcher.observe(plan, shape, MODEL.step_ms(shape))
+        return plan
+
+    return timed(step, 3000)
+
+
+def main() -> None:
+    body = {
+        "command": " ".join(sys.argv),
+        "decision": decisions(),
+        "batcher step, 256 running, 64 waiting": batcher_step(),
+    }
+    text = json.dumps(body, indent=1)
+    print(text)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

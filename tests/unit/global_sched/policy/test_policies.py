@@ -1,0 +1,154 @@
+"""Properties every policy keeps, and what `dynaserve` does in the situations it is made for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.global_sched.policy import POLICIES
+from services.global_sched.policy.dynaserve import DynaServe, DynaServeSettings
+from services.global_sched.policy.views import (
+    Decision,
+    InstanceView,
+    LengthQuantiles,
+    NoInstance,
+    PoolView,
+    RequestView,
+)
+from shared.latency_model import LatencyModel
+
+MODEL = LatencyModel(8.8, 0.043, 6e-5, 0.039, 1.8e-6)
+NO_CONTROL = DynaServeSettings(control_share=0.0)
+
+
+def request(prompt: int = 2000, output: float = 200.0, slo_tbt_s: float = 0.025) -> RequestView:
+    length = LengthQuantiles(output / 4, output, output * 3, output)
+    return RequestView("r", 0.0, prompt, 4096, length, 1.0 + 2e-4 * prompt, slo_tbt_s)
+
+
+def instance(index: int, decodes: int = 0, queue: int = 0, free: int | None = None) -> InstanceView:
+    free = 526_000 - 1500 * decodes if free is None else free
+    return InstanceView(
+        f"i{index}", MODEL, "any", decodes, 1500 * decodes, queue, 0, 0, free, 526_000
+    )
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> PoolView:
+    roles = draw(st.lists(st.sampled_from(["any", "prefill", "decode"]), min_size=1, max_size=8))
+    views = tuple(
+        instance(
+            index,
+            draw(st.integers(0, 300)),
+            draw(st.integers(0, 50_000)),
+            draw(st.integers(0, 526_000)),
+        )._replace(role=role)
+        for index, role in enumerate(roles)
+    )
+    return PoolView(0.0, views)
+
+
+requests = st.builds(
+    RequestView,
+    request_id=st.uuids().map(str),
+    arrival_s=st.just(0.0),
+    num_prompt_tokens=st.integers(1, 50_000),
+    max_tokens=st.integers(1, 8192),
+    length=st.floats(1.0, 8192.0).map(lambda d: LengthQuantiles(d / 10, d, d * 3, d)),
+    slo_ttft_s=st.floats(0.01, 10.0),
+    slo_tbt_s=st.floats(0.005, 0.5),
+)
+
+
+def assert_legal(decision: Decision, asked: RequestView, pool: PoolView) -> None:
+    ids = {view.instance_id for view in pool.instances}
+    assert decision.alpha_id in ids
+    assert (decision.cut is None) == (decision.beta_id is None) == (decision.kind == "unsplit")
+    if decision.cut is not None:
+        assert decision.beta_id in ids - {decision.alpha_id}
+        assert 1 <= decision.cut <= asked.num_prompt_tokens + asked.max_tokens - 2
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@given(asked=requests, pool=pools())
+def test_every_decision_is_legal(name: str, asked: RequestView, pool: PoolView) -> None:
+    try:
+        decision = POLICIES[name]().place(asked, pool)
+    except NoInstance:
+        assert name == "disaggregated"
+        return
+    assert_legal(decision, asked, pool)
+    for candidate in decision.candidates:
+        assert candidate.cut is None or 1 <= candidate.cut <= asked.max_cut
+
+
+@given(asked=requests, pool=pools())
+def test_a_cut_is_never_predicted_worse_than_uncut(asked: RequestView, pool: PoolView) -> None:
+    decision = DynaServe(NO_CONTROL).place(asked, pool)
+    assert decision.unsplit is not None
+    assert decision.chosen.cost <= decision.unsplit.cost
+    assert decision.chosen.cost <= min(
+        one.prediction.cost for one in decision.candidates if one.cut is None
+    )
+
+
+@given(asked=requests, pool=pools())
+def test_the_same_views_give_the_same_decision(asked: RequestView, pool: PoolView) -> None:
+    assert DynaServe().place(asked, pool) == DynaServe().place(asked, pool)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_an_empty_pool_is_an_error(name: str) -> None:
+    with pytest.raises(NoInstance):
+        POLICIES[name]().place(request(), PoolView(0.0, ()))
+
+
+def test_at_a_tight_slo_the_prompt_goes_to_the_idle_instance_and_the_cut_hides_the_handoff() -> (
+    None
+):
+    pool = PoolView(0.0, (instance(0, decodes=60), instance(1)))
+    decision = DynaServe(NO_CONTROL).place(request(), pool)
+    assert (decision.alpha_id, decision.beta_id, decision.cut) == ("i1", "i0", 1999)
+    assert decision.decode_holders == ("i0",)
+
+
+def test_at_a_loose_slo_everybody_decodes_and_nothing_is_cut() -> None:
+    pool = PoolView(0.0, (instance(0, decodes=60), instance(1)))
+    decision = DynaServe(NO_CONTROL).place(request(slo_tbt_s=0.1), pool)
+    assert decision.kind == "unsplit"
+    assert decision.decode_holders == ("i0", "i1")
+
+
+def test_decode_holders_follow_the_load() -> None:
+    few = PoolView(0.0, tuple(instance(i, decodes=10) for i in range(8)))
+    many = PoolView(0.0, tuple(instance(i, decodes=80) for i in range(8)))
+    asked = request()
+    assert len(DynaServe().place(asked, few).decode_holders) <= 2
+    assert len(DynaServe().place(asked, many).decode_holders) >= 6
+
+
+def test_cached_tokens_draw_a_request_to_their_holder() -> None:
+    pool = PoolView(0.0, (instance(0), instance(1)))
+    asked = request(prompt=8000, slo_tbt_s=0.1)
+    warm = RequestView("r", 0.0, 8000, 64, asked.length, 2.6, 0.1, cached_tokens={"i1": 7000})
+    assert DynaServe().place(warm, pool).alpha_id == "i1"
+
+
+def test_a_class_the_guard_turned_off_and_the_control_group_stay_uncut() -> None:
+    views = (instance(0, decodes=60), instance(1))
+    off = PoolView(0.0, views, unsplit_classes=frozenset({"default"}))
+    assert DynaServe(NO_CONTROL).place(request(), off).kind == "unsplit"
+    everybody = DynaServeSettings(control_share=1.0)
+    decision = DynaServe(everybody).place(request(), PoolView(0.0, views))
+    assert decision.kind == "unsplit"
+    assert decision.control_group
+
+
+def test_disaggregated_cuts_at_the_prompt_between_its_roles() -> None:
+    views = (instance(0)._replace(role="prefill"), instance(1)._replace(role="decode"))
+    decision = POLICIES["disaggregated"]().place(request(), PoolView(0.0, views))
+    assert (decision.alpha_id, decision.beta_id, decision.cut) == ("i0", "i1", 2000)
+
+
+def test_round_robin_takes_turns() -> None:
+    policy, pool = POLICIES["round_robin"](), PoolView(0.0, (instance(0), instance(1)))
+    assert [policy.place(request(), pool).alpha_id for _ in range(3)] == ["i0", "i1", "i0"]

@@ -1,0 +1,99 @@
+"""The SLO batcher: legal budgets, progress for every prompt, reaction to spikes."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gpu_instance.batcher import (
+    Batcher,
+    BatcherSettings,
+    PromptView,
+    StepLoad,
+    is_lost,
+    parse_mode,
+    prompt_rank,
+)
+from shared.latency_model import LatencyModel, StepShape
+
+MODEL = LatencyModel(8.0, 0.04, 6e-5, 0.04, 2e-6)
+PROMPTS = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), max_size=6)
+
+
+def exact() -> Batcher:
+    return Batcher(MODEL, initial_margin=0.0)
+
+
+@given(st.integers(0, 600), st.integers(0, 3000), st.floats(-50.0, 200.0), PROMPTS)
+def test_budget_holds_every_decode_and_never_more_than_was_asked(
+    decodes: int, context: int, slack_ms: float, prompts: list[tuple[int, int]]
+) -> None:
+    plan = exact().plan(StepLoad(decodes, decodes * context, slack_ms, prompts))
+    assert decodes <= plan.token_budget
+    assert plan.token_budget - decodes <= sum(tokens for tokens, _ in prompts)
+    assert plan.token_budget <= max(decodes, BatcherSettings().max_num_batched_tokens)
+
+
+@given(st.integers(1, 300), st.integers(0, 3000), st.floats(1.0, 200.0), PROMPTS)
+def test_a_step_with_prefill_is_predicted_within_the_slack(
+    decodes: int, context: int, slack_ms: float, prompts: list[tuple[int, int]]
+) -> None:
+    plan = exact().plan(StepLoad(decodes, decodes * context, slack_ms, prompts))
+    left, total, context2 = plan.token_budget - decodes, 0, 0.0
+    for tokens, computed in prompts:
+        take = min(tokens, left - total)
+        total, context2 = total + take, context2 + take * (computed + 0.5 * take)
+    shape = StepShape(decodes, decodes * context, total, context2)
+    assert total == 0 or MODEL.step_ms(shape) <= slack_ms + 1e-6
+
+
+def test_a_prompt_progresses_however_full_the_steps_are() -> None:
+    batcher, full = exact(), StepLoad(400, 1_200_000, 10.0, [(5000, 0)])
+    budgets = [batcher.plan(full).token_budget for _ in range(batcher.settings.lost_every)]
+    assert max(budgets) == 400 + batcher.settings.min_prefill_tokens
+    assert min(budgets) == 400
+
+
+def test_without_decodes_a_single_prompt_runs_whole() -> None:
+    assert exact().plan(StepLoad(0, 0, math.inf, [(3000, 0)])).token_budget == 3000
+
+
+def test_static_mode_always_gives_n_tokens() -> None:
+    batcher = Batcher(MODEL, mode="static:512")
+    assert batcher.plan(StepLoad(0, 0, math.inf, [(9000, 0)])).token_budget == 512
+    assert batcher.plan(StepLoad(600, 600, 1.0)).token_budget == 600
+
+
+def test_a_spike_shrinks_the_next_budget_at_once_and_it_recovers() -> None:
+    batcher = exact()
+    load = StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    before = batcher.plan(load)
+    batcher.observe(before, StepShape(32, 32_000, 700, 245_000.0), 150.0)
+    after = batcher.plan(load)
+    assert after.token_budget < 0.6 * before.token_budget
+    for _ in range(2000):
+        plan = batcher.plan(load)
+        tokens = plan.token_budget - 32
+        shape = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
+        batcher.observe(plan, shape, MODEL.step_ms(shape))
+    assert batcher.plan(load).token_budget > 0.9 * before.token_budget
+
+
+@pytest.mark.parametrize("mode", ["", "static", "static:", "static:0", "static:-1", "fast"])
+def test_an_unknown_mode_is_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match="batcher mode"):
+        parse_mode(mode)
+
+
+def test_lost_prompts_go_after_those_that_can_make_it() -> None:
+    lost_old, lost_new = PromptView(0.0, 1.0, 100), PromptView(1.0, 2.0, 100)
+    soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
+    ranked = sorted([later, lost_new, soon, lost_old], key=lambda p: prompt_rank(p, 5.0, 1000.0))
+    assert ranked == [soon, later, lost_old, lost_new]
+
+
+def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:
+    prompt = PromptView(0.0, 1.0, 10)
+    assert not is_lost(prompt, 0.95, 10_000.0)
+    assert is_lost(prompt, 0.95, 10_000.0, step_s=0.1)
