@@ -99,6 +99,10 @@ class SchedulerSide:
         """Take up the handoff that the engine wrote into the request's parameters."""
         params = request.kv_transfer_params
         if not params or "handoff_id" not in params:
+            if request.num_output_tokens and request.sampling_params is not None:
+                # It goes on behind what an instance that was lost has made.
+                made = list(request.output_token_ids)
+                continuity.set_prior_tokens(request.sampling_params, made)
             return
         common = {
             "handoff_id": params["handoff_id"],

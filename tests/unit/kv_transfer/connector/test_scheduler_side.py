@@ -324,3 +324,19 @@ def test_steps_keep_coming_until_every_rank_has_its_staging_memory_back() -> Non
     assert (side.staging_bytes_in_use, side.is_sending) == (50, True)
     side.hear(WorkerNews(staging_bytes={1: 0}))
     assert not side.is_sending
+
+
+def test_the_tokens_of_a_resumed_request_travel_to_the_worker() -> None:
+    side = SchedulerSide(BLOCK, 1)
+    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=9), None)
+    request.append_output_token_ids([7, 8])
+    side.on_new_request(request)
+    assert prior_tokens(request.sampling_params) == [7, 8]
+    assert side.num_open == 0
+
+
+def test_a_fresh_request_takes_nothing_along() -> None:
+    side = SchedulerSide(BLOCK, 1)
+    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=9), None)
+    side.on_new_request(request)
+    assert prior_tokens(request.sampling_params) == []
