@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import NamedTuple
 from zlib import crc32
 
@@ -112,11 +113,11 @@ class DynaServe:
 
     def _cuts(self, loads: list[Load], turn: Turn) -> Iterator[Candidate]:
         number, prompt = self.settings.shortlist, turn.request.num_prompt_tokens
-        alphas = sorted(loads, key=lambda load: load.prefill_ms(load.uncached))[:number]
-        betas = sorted(
-            (load for load in loads if load.view.instance_id in turn.holders),
-            key=lambda load: self._burden_s(load, turn, prompt),
-        )[:number]
+        alphas = nsmallest(number, loads, key=lambda load: load.prefill_ms(load.uncached))
+        holders = [load for load in loads if load.view.instance_id in turn.holders]
+        betas = nsmallest(
+            number, holders, key=lambda load: (load.kv_free_tokens < prompt, load.decode_ms)
+        )
         for alpha in alphas:
             for beta in betas:
                 if alpha.view.instance_id != beta.view.instance_id:

@@ -13,6 +13,7 @@ from services.global_sched.policy.views import (
     NoInstance,
     PoolView,
     RequestView,
+    Role,
 )
 from shared.latency_model import LatencyModel
 
@@ -34,7 +35,8 @@ def instance(index: int, decodes: int = 0, queue: int = 0, free: int | None = No
 
 @st.composite
 def pools(draw: st.DrawFn) -> PoolView:
-    roles = draw(st.lists(st.sampled_from(["any", "prefill", "decode"]), min_size=1, max_size=8))
+    some: list[Role] = ["any", "prefill", "decode"]
+    roles = draw(st.lists(st.sampled_from(some), min_size=1, max_size=8))
     views = tuple(
         instance(
             index,
