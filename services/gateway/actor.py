@@ -12,16 +12,18 @@ from pydantic import TypeAdapter
 
 from services.gateway import metrics, recovery
 from services.gateway.in_flight import Ask, Delivered, InFlight, Outcome, Sink
+from services.gateway.live.broadcast import Broadcast
+from services.gateway.live.view import LiveView
 from services.gateway.placing import ask_for_plan
-from services.gateway.recent import RecentRequests
 from services.gateway.record import Timeline
+from services.gateway.record_book import RecordBook
 from services.gateway.recovery import Failure
 from services.gateway.settings import GatewaySettings
 from services.gateway.step_history import StepHistory
 from services.gateway.stream import GapTooLarge, TokenStream
 from services.gateway.traces import RequestTraces
 from shared.actor import Actor
-from shared.bus import Bus, Delivery
+from shared.bus import Bus, Delivery, encode
 from shared.clock import Clock
 from shared.errors import (
     DynaServeError,
@@ -31,6 +33,7 @@ from shared.errors import (
     RequestFailed,
 )
 from shared.registry import RECORD_TTL_S, Heartbeat, PoolRegistry
+from shared.schemas.events import REQUEST_RECORD, RequestRecord
 from shared.schemas.handoff import HandoffRecord
 from shared.schemas.message import num_tokens
 from shared.schemas.place import Plan
@@ -83,8 +86,10 @@ class GatewayActor(Actor):
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
         self.loads: dict[str, InstanceLoad] = {}
-        self.recent = RecentRequests()
         self.step_history = StepHistory()
+        self.live = LiveView(settings.pool, settings.id, self.registry, self.clock.unix_s())
+        self.records = RecordBook(bus, settings, self.live, self.clock)
+        self.broadcast = Broadcast(self._snapshot, self.clock)
         self._sink = sink
         self._url = url
         self._in_flight: dict[str, InFlight] = {}
@@ -103,7 +108,10 @@ class GatewayActor(Actor):
         await self.listen(self.subjects.telemetry(), LOAD, self._on_load)
         await self.listen(self.subjects.handoff_events, HANDOFF_RECORD, self._on_handoff_record)
         self.spawn(self.registry.run(), "registry")
+        await self.listen(self.subjects.request_events, REQUEST_RECORD, self._on_request_record)
         self.spawn(self._sweep(), "sweep")
+        self.spawn(self.records.keep(), "archive")
+        self.spawn(self.broadcast.run(), "live")
         record = GatewayRecord(
             instance_id=self.settings.id, url=self._url, started_s=self.clock.unix_s()
         )
@@ -271,9 +279,15 @@ class GatewayActor(Actor):
         self._telemetry_lag.observe(self.clock.unix_s() - load.at_s)
         self.loads[load.instance_id] = load
         self.step_history.add(load)
+        self.live.instances.add(load, self.clock.unix_s())
 
     async def _on_handoff_record(self, record: HandoffRecord, _delivery: Delivery) -> None:
-        self.recent.add_handoff(record)
+        self.records.add_handoff(record)
+
+    async def _on_request_record(self, record: RequestRecord, _delivery: Delivery) -> None:
+        """Of another gateway: our own are known already."""
+        if record.gateway_id != self.settings.id:
+            self.records.add_request(record)
 
     # -- failures ---------------------------------------------------------------------------------
 
@@ -304,6 +318,7 @@ class GatewayActor(Actor):
         if new is None or restarted:
             self.loads.pop(old.instance_id, None)
             self.step_history.forget(old.instance_id)
+            self.live.instances.forget(old.instance_id)
             if new is None:
                 self._lost_instances.append(old.instance_id)
             metrics.instances_lost.add(1, {"how": _how_lost(old, restarted)})
@@ -377,7 +392,7 @@ class GatewayActor(Actor):
     def _publish_record(self, entry: InFlight) -> None:
         self._lingering.pop(entry.request_id, None)
         record = entry.record(self.settings.id, self.step_history)
-        self.recent.add_request(record)
+        self.records.add_request(record)
         self.meter.over(record, entry.ask.operation)
         self._traces.over(record, entry.over_s)
         if entry.stream.num_refused:
@@ -416,6 +431,11 @@ class GatewayActor(Actor):
         if not any(r.state == "ready" for r in self.registry.instances.values()):
             return "no ready instance is in the pool"
         return None
+
+    def _snapshot(self) -> bytes:
+        now_s = self.clock.unix_s()
+        snapshot = self.live.snapshot(self.loads, self.problem(), len(self._in_flight), now_s)
+        return encode(snapshot)
 
     async def reset_prefix_caches(self) -> None:
         """Tell every instance to forget its cached prefixes."""

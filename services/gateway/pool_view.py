@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import BaseModel
+
 from services.gateway.actor import GatewayActor
-from shared.schemas.message import Message
+from shared.explanation import explain
 
 
 def pool_view(actor: GatewayActor) -> dict[str, Any]:
@@ -23,13 +25,17 @@ def pool_view(actor: GatewayActor) -> dict[str, Any]:
     }
 
 
-def request_view(actor: GatewayActor, http_request_id: str) -> dict[str, Any] | None:
-    """What became of an HTTP request; None while nothing of it is over."""
-    requests, handoffs = actor.recent.find(http_request_id)
-    if not requests:
+async def request_view(actor: GatewayActor, http_request_id: str) -> dict[str, Any] | None:
+    """What became of an HTTP request, and why; None while nothing of it is over."""
+    found = await actor.records.find(http_request_id)
+    if not found.requests:
         return None
-    return {"requests": _dump(requests), "handoffs": _dump(handoffs)}
+    return {
+        "requests": _dump(found.requests),
+        "handoffs": _dump(found.handoffs),
+        "explanations": _dump(explain(record, found.handoffs) for record in found.requests),
+    }
 
 
-def _dump(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def _dump(messages: Iterable[BaseModel]) -> list[dict[str, Any]]:
     return [message.model_dump(mode="json") for message in messages]

@@ -31,6 +31,14 @@ class RecentRequests:
         while len(self._handoffs) > self._max_recent:
             self._handoffs.popitem(last=False)
 
+    def has_request(self, record: RequestRecord) -> bool:
+        known = self._requests.get(record.http_request_id, ())
+        return any(each.request_id == record.request_id for each in known)
+
+    def has_handoff(self, record: HandoffRecord) -> bool:
+        known = self._handoffs.get(record.request_id, ())
+        return any(each.epoch == record.epoch for each in known)
+
     def find(self, http_request_id: str) -> tuple[list[RequestRecord], list[HandoffRecord]]:
         """Records of the requests that are over, and of the handoffs that are."""
         requests = self._requests.get(http_request_id, [])

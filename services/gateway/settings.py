@@ -4,6 +4,7 @@ Every flag that is not one of these belongs to ``vllm serve`` and keeps vLLM's n
 """
 
 import secrets
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
@@ -67,6 +68,15 @@ class GatewaySettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="placements of one request")
     gap_timeout_s: float = Field(
         default=2.0, gt=0, description="tokens missing this long are taken as lost"
+    )
+    records_max_age_s: float = Field(
+        default=6 * 3600.0, gt=0, description="records of requests are kept on the bus this long"
+    )
+    records_max_mib: int = Field(
+        default=64, gt=0, description="and at most so much of them, for the whole pool, MiB"
+    )
+    records_storage: Literal["memory", "file"] = Field(
+        default="memory", description="where the NATS server keeps them"
     )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="after SIGTERM, wait for running requests"

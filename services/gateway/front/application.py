@@ -18,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from services.gateway.actor import GatewayActor
 from services.gateway.front.front_half import FrontHalf
+from services.gateway.live.routes import live_routes
 from services.gateway.middleware import error_response
 from services.gateway.pool_view import pool_view, request_view
 
@@ -84,13 +85,17 @@ def pool_routes(actor: GatewayActor) -> list[Route]:
         return JSONResponse(pool_view(actor))
 
     async def request(request: Request) -> Response:
-        found = request_view(actor, request.path_params["http_request_id"])
+        found = await request_view(actor, request.path_params["http_request_id"])
         if found is None:
             return error_response(404, "NotFoundError", "no such request is over, or long ago")
         return JSONResponse(found)
 
+    def too_many() -> Response:
+        return error_response(503, "Service Unavailable", "the live view has all its clients")
+
     return [
         Route("/health", health),
         Route("/dynaserve/pool", pool),
+        *live_routes(actor.broadcast, too_many),
         Route("/dynaserve/requests/{http_request_id:path}", request),
     ]

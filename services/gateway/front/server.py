@@ -83,6 +83,7 @@ async def _serve_http(
 
     def shut_down() -> None:
         server.should_exit = True
+        actor.broadcast.stop()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -543,10 +543,10 @@ async def test_the_pool_is_shown_as_the_registry_and_the_telemetry_have_it() -> 
 
 async def test_what_became_of_a_request_is_shown_by_the_id_the_client_knows() -> None:
     async with gateway() as g:
-        assert request_view(g.actor, "http") is None
+        assert await request_view(g.actor, "http") is None
         g.ask()
         await g.pool.until(lambda: len(g.pool.records) == 1)
-        view = request_view(g.actor, "http")
+        view = await request_view(g.actor, "http")
     assert view is not None
     assert [each["request_id"] for each in view["requests"]] == ["r"]
     assert view["handoffs"] == []
