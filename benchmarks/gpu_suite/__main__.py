@@ -174,17 +174,18 @@ async def run_cell(suite: Suite, pool: LocalPool, cell: Cell) -> object:
     given = suite.given
     target = suite.out / f"goodput_{cell.name}_tbt{given.tbt_ms}.json"
     rate = cell.rate_rps[given.tbt_ms] * given.rate_factor
-    small = ["--length-scale", "0.05"] if given.cpu else []
+    extra = ["--length-scale", "0.05"] if given.cpu else []
+    if len(cell.traces) > 1:
+        extra += ["--window-s", str(max(1.0, given.seconds / 6))]
     traces = [f"--trace={given.traces / name}.csv.gz" for name in cell.traces]
     urls = [f"--url=http://127.0.0.1:{8321 + n}" for n in range(given.gateways)]
     await command(
         "dynaserve", "bench", *traces, *urls, "--nats", pool.nats_url, "--pool", "suite",
         "--compare", given.systems, "--arrivals", "poisson",
-        "--request-rate", str(rate), "--duration-s", str(given.seconds), "--warmup-s", "3",
-        "--window-s", str(max(1.0, given.seconds / 6)), "--settle-s", "0.5",
+        "--request-rate", str(rate), "--duration-s", str(given.seconds), "--warmup-s", "3", "--settle-s", "0.5",
         "--timeout-s", "40", "--client-processes", "1" if given.cpu else "4",
         "--slo-ttft-ms", "1000", "--slo-ttft-ms-per-token", "0.2",
-        "--slo-tbt-ms", str(given.tbt_ms), "--json", str(target), *small,
+        "--slo-tbt-ms", str(given.tbt_ms), "--json", str(target), *extra,
         timeout_s=suite.left_s, log=suite.out / f"goodput_{cell.name}.log",
     )  # fmt: skip
     return (suite.out / f"goodput_{cell.name}.log").read_text(errors="replace")[-2500:]
