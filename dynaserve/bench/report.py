@@ -36,19 +36,19 @@ class Row(TypedDict):
 
 
 COMPARED: dict[str, tuple[str, Callable[[SystemRun], float]]] = {
-    "capacity_rps": ("capacity /s", lambda s: _or_nan(s.capacity_rps)),
+    "capacity_rps": ("cap. /s", lambda s: _or_nan(s.capacity_rps)),
     "attainment": ("in SLO", lambda s: s.at.figures["attainment"]),
-    "goodput_rps": ("goodput /s", lambda s: s.at.figures["goodput_rps"]),
+    "goodput_rps": ("good /s", lambda s: s.at.figures["goodput_rps"]),
     "goodput_output_tokens_s": (
-        "goodput tokens/s",
+        "good tok/s",
         lambda s: s.at.figures["goodput_output_tokens_s"],
     ),
-    "ttft_p50_ms": ("TTFT P50 ms", lambda s: s.at.figures["ttft_p50_ms"]),
-    "ttft_p99_ms": ("TTFT P99 ms", lambda s: s.at.figures["ttft_p99_ms"]),
-    "mean_tpot_ms": ("TPOT mean ms", lambda s: s.at.figures["times"]["mean_tpot_ms"]),
-    "tbt_p99_ms": ("TBT P99 ms", lambda s: s.at.figures["tbt_p99_ms"]),
+    "ttft_p50_ms": ("TTFT P50", lambda s: s.at.figures["ttft_p50_ms"]),
+    "ttft_p99_ms": ("TTFT P99", lambda s: s.at.figures["ttft_p99_ms"]),
+    "mean_tpot_ms": ("TPOT", lambda s: s.at.figures["times"]["mean_tpot_ms"]),
+    "tbt_p99_ms": ("TBT P99", lambda s: s.at.figures["tbt_p99_ms"]),
     "lost": (
-        "refused+failed",
+        "lost",
         lambda s: float(s.at.figures["refused"] + s.at.figures["failed"]),
     ),
 }
@@ -79,8 +79,10 @@ def rows(result: BenchResult) -> list[Row]:
 def compared(result: BenchResult) -> Table:
     """One table: figures of each system, ratio to the first beneath, spread over repeats."""
     found = rows(result)
-    table = Table(title="Systems, ratios to the first", title_justify="left")
-    table.add_column("system")
+    table = Table(
+        title="Systems; ratios to the first; times in ms", title_justify="left", padding=(0, 0)
+    )
+    table.add_column("system", no_wrap=True)
     keys = [key for key in COMPARED if key in found[0]["values"]]
     for key in keys:
         table.add_column(COMPARED[key][0], justify="right")
