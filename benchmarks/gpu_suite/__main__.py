@@ -182,7 +182,8 @@ async def run_cell(suite: Suite, pool: LocalPool, cell: Cell) -> object:
     await command(
         "dynaserve", "bench", *traces, *urls, "--nats", pool.nats_url, "--pool", "suite",
         "--compare", given.systems, "--arrivals", "poisson",
-        "--request-rate", str(rate), "--duration-s", str(given.seconds), "--warmup-s", "3", "--settle-s", "0.5",
+        "--request-rate", str(rate), "--duration-s", str(given.seconds),
+        "--warmup-s", "3", "--settle-s", "0.5",
         "--timeout-s", "40", "--client-processes", "1" if given.cpu else "4",
         "--slo-ttft-ms", "1000", "--slo-ttft-ms-per-token", "0.2",
         "--slo-tbt-ms", str(given.tbt_ms), "--json", str(target), *extra,

@@ -127,8 +127,9 @@ def _gateway(
             *(() if settings.model else DEMO_GATEWAY_ARGS),
             *_gateway_engine_args(settings, engine_args),
         ),
-        # The gateway computes nothing: one thread, and no GPU is touched.
-        {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        # The gateway computes nothing. It may see GPUs (vLLM's configuration asks what kind they
+        # are) but opens none.
+        {"OMP_NUM_THREADS": "1"},
         f"{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port + n}",
     )
 
