@@ -304,8 +304,9 @@ class GatewayActor(Actor):
         )
         entry.failed(failed, self.clock.unix_s())
         self._fence(entry, failed.code)
-        if failed.instance_id and failed.instance_id not in entry.avoid:
-            entry.avoid.append(failed.instance_id)
+        suspect_id = recovery.suspect(failed, entry.plan)
+        if suspect_id is not None and suspect_id not in entry.avoid:
+            entry.avoid.append(suspect_id)
         self._begin(entry)
 
     def _on_registry_change(self, old: Record | None, new: Record | None) -> None:

@@ -98,6 +98,13 @@ def after_failure(failed: Failure, at: Situation, settings: GatewaySettings) -> 
     return GiveUp(RequestFailed(f"gave up after {at.attempts} placements: {failed.message}"))
 
 
+def suspect(failed: Failure, plan: Plan | None) -> str | None:
+    """The instance to stay away from. Beta reports a lost handoff; alpha did not deliver it."""
+    if failed.code == "handoff_lost":
+        return plan.alpha_id if plan is not None else None
+    return failed.instance_id
+
+
 def needed_instances(plan: Plan, num_prompt_tokens: int, position: int) -> set[str]:
     """Instances of ``plan`` without which the tokens from ``position`` on do not come.
 

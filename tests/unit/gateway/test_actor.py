@@ -293,7 +293,7 @@ async def test_a_failed_segment_is_placed_anew_behind_the_tokens_the_client_has(
             await run_whole(pool, place, plan)
             return
         await pool.emit(place, "a", P, EXPECTED[:2])
-        await pool.fail(place, "a", "handoff_lost")
+        await pool.fail(place, "a", "engine_failed")
         await pool.emit(place, "b", P + 2, [999])
 
     async with gateway() as g:

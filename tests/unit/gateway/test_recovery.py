@@ -14,6 +14,7 @@ from services.gateway.recovery import (
     after_refusal,
     after_silence,
     needed_instances,
+    suspect,
 )
 from services.gateway.settings import GatewaySettings
 from shared.errors import DynaServeError, InvalidRequest, NoInstance, Overloaded, RequestFailed
@@ -152,3 +153,22 @@ def test_alpha_is_needed_until_beta_speaks(
     cut: int | None, position: int, needed: set[str]
 ) -> None:
     assert needed_instances(plan(cut), num_prompt_tokens=10, position=position) == needed
+
+
+def test_who_failed_is_stayed_away_from_and_of_a_lost_handoff_the_side_that_did_not_deliver() -> (
+    None
+):
+    plan = Plan(
+        request_id="r",
+        epoch=1,
+        scheduler_id="s",
+        policy="p",
+        alpha_id="a",
+        beta_id="b",
+        cut=9,
+        reason="why",
+    )
+    assert suspect(Failure("engine_failed", "why", "b"), plan) == "b"
+    assert suspect(Failure("handoff_lost", "why", "b"), plan) == "a"
+    assert suspect(Failure("handoff_lost", "why", "b"), None) is None
+    assert suspect(Failure("tokens_lost", "why"), plan) is None
