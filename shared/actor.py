@@ -37,9 +37,9 @@ class Actor:
         self._background: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._shown: list[Callable[[], None]] = []
-        zero = {"service": name}
-        bus_metrics.dropped.add(0, zero)
-        bus_metrics.failed.add(0, zero)
+        self._counted = {"actor": name}
+        bus_metrics.dropped.add(0, self._counted)
+        bus_metrics.failed.add(0, self._counted)
 
     async def start(self) -> None:
         """Subscribe and spawn; the actor is ready when this returns."""
@@ -132,7 +132,7 @@ class Actor:
             try:
                 message = adapter.validate_json(delivery.data)
             except ValidationError as error:
-                bus_metrics.dropped.add(1, {"service": self.name})
+                bus_metrics.dropped.add(1, self._counted)
                 self.log.warning("unreadable message on %s: %s", delivery.subject, error)
                 return
             await self._guarded(handler(message, delivery), delivery.subject)
@@ -143,5 +143,5 @@ class Actor:
         try:
             await work
         except Exception:  # the actor's edge: count, log, serve the next message
-            bus_metrics.failed.add(1, {"service": self.name})
+            bus_metrics.failed.add(1, self._counted)
             self.log.exception("handler of %s failed", name)

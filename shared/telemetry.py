@@ -107,6 +107,15 @@ def gauge(name: str, description: str, unit: str) -> Gauge:
     return read
 
 
+def watched_counter(name: str, description: str, unit: str) -> Gauge:
+    """A monotonic counter that somebody else keeps; read at each scrape."""
+    read = Gauge()
+    _meter.create_observable_counter(
+        _checked(name, unit), [read.observe], unit=_annotated(unit), description=description
+    )
+    return read
+
+
 def histogram(name: str, description: str, buckets: list[float], unit: str = "s") -> Histogram:
     """A histogram with explicit bucket bounds; recording costs 4 to 8 us."""
     return _meter.create_histogram(

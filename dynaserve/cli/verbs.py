@@ -35,5 +35,6 @@ VERBS: dict[str, Verb] = {
         "dynaserve.cli.bench:main", "Replay traces, find capacity, compare systems.", raw=True
     ),
     "profile": Verb("dynaserve.cli.profile:profile", "Fit the latency model to an instance."),
+    "dashboards": Verb("dynaserve.cli.dashboards:main", "Boards for Grafana.", raw=True),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }

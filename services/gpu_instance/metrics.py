@@ -7,7 +7,7 @@ from functools import partial
 
 from services.gpu_instance.engine.seam import EngineLoad
 from shared.actor import Actor
-from shared.telemetry import Gauge, counter, gauge, histogram, up_down
+from shared.telemetry import Gauge, counter, gauge, histogram, up_down, watched_counter
 
 _STEP_S = [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0]
 _ERROR_S = [-0.1, -0.05, -0.02, -0.01, -0.005, -0.002, 0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
@@ -47,23 +47,23 @@ _SHOWN: dict[str, Gauge] = {
         ("step_s", "last_step_seconds", "the last step", "s"),
         ("predicted_step_s", "last_step_predicted_seconds", "the last step as predicted", "s"),
         ("slo_headroom", "slo_headroom_ratio", "1 - step / tightest TBT objective", "1"),
+    )
+} | {
+    name: watched_counter(f"dynaserve_instance_{shown}", text, unit)
+    for name, shown, text, unit in (
         ("num_generated_tokens", "generated_tokens", "tokens made since the start", "token"),
         ("num_steps", "steps", "steps since the start", "step"),
         ("num_preemptions", "preempted_requests", "preemptions since the start", "request"),
     )
 }
-_mode = gauge("dynaserve_instance_batcher_mode_ratio", "1 for the mode that is on", "1")
-_link_rate = gauge("dynaserve_link_bytes_per_second", "KV sent to a peer lately", "By/s")
-_link_in_flight = gauge("dynaserve_link_in_flight_bytes", "KV under way to a peer", "By")
+_mode = gauge("dynaserve_instance_batcher_mode", "1 for the mode that is on", "mode")
 
 
 class LoadMeter:
     """Shows the newest load of one instance and samples its steps."""
 
     def __init__(self, actor: Actor) -> None:
-        self._actor = actor
         self._load: EngineLoad | None = None
-        self._links: set[tuple[str, str]] = set()
         self.blocks_orphaned: int | None = None
         for name, shown in _SHOWN.items():
             actor.show(shown, partial(self._read, name))
@@ -80,21 +80,6 @@ class LoadMeter:
             _step_error.record(load.step_s - load.predicted_step_s)
             if load.slo_headroom < 1.0:
                 _step_slo.record(1.0 - load.slo_headroom)
-        for link in load.links:
-            if (link.peer_id, link.transport) not in self._links:
-                self._show_link(link.peer_id, link.transport)
-
-    def _show_link(self, peer_id: str, transport: str) -> None:
-        self._links.add((peer_id, transport))
-        attributes = {"peer": peer_id, "transport": transport}
-        for shown, name in ((_link_rate, "bytes_per_s"), (_link_in_flight, "in_flight_bytes")):
-            self._actor.show(shown, partial(self._link, peer_id, transport, name), attributes)
-
-    def _link(self, peer_id: str, transport: str, name: str) -> float | None:
-        for link in self._load.links if self._load is not None else ():
-            if (link.peer_id, link.transport) == (peer_id, transport):
-                return float(getattr(link, name))
-        return None
 
     def _read(self, name: str) -> float | None:
         return None if self._load is None else float(getattr(self._load, name))

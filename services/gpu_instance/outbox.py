@@ -26,6 +26,7 @@ class Outbox:
 
     def __init__(self, bus: Bus, max_pending: int = MAX_PENDING) -> None:
         self._bus = bus
+        _lost.add(0)
         self.max_pending = max_pending
         self._pending: deque[tuple[str, BaseModel | bytes]] = deque()
         self._waiting = asyncio.Event()

@@ -6,7 +6,7 @@ from services.kv_transfer.book import HandoffBook
 from services.kv_transfer.handoff import Close, Phase
 from shared.actor import Actor
 from shared.schemas.handoff import Side, Transport
-from shared.telemetry import counter, gauge, histogram, up_down
+from shared.telemetry import BoundedNames, counter, gauge, histogram, up_down, watched_counter
 
 _S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 _BYTES_PER_S = [1e6 * 10 ** (n / 2) for n in range(13)]
@@ -17,6 +17,9 @@ OUTCOMES = ("adopted", "not_needed", "recomputed", "ended", "cancelled", "failed
 
 _handoffs = counter("dynaserve_handoffs", "handoffs by outcome and transport", "handoff")
 _bytes = counter("dynaserve_handoff_bytes", "KV handed over", "By")
+_sent = counter("dynaserve_handoff_sent_bytes", "KV handed over, by who sent it", "By")
+_received = counter("dynaserve_handoff_received_bytes", "the same, by who got it", "By")
+_instance_name = BoundedNames(256)
 _size = histogram("dynaserve_handoff_size_bytes", "KV of one handoff", _BYTES, unit="By")
 _bandwidth = histogram(
     "dynaserve_handoff_bandwidth_bytes_per_second",
@@ -29,7 +32,9 @@ _hidden = histogram("dynaserve_handoff_hidden_seconds", "KV moved while alpha co
 _total = histogram("dynaserve_handoff_seconds", "from opening to the last release", _S)
 _orphaned = counter("dynaserve_kv_blocks_orphaned", "blocks nobody confirmed as freed", "block")
 _leases = counter("dynaserve_leases_expired", "leases that ran out unconfirmed", "lease")
-_ignored = gauge("dynaserve_handoff_events_ignored", "events that fit no handoff", "event")
+_ignored = watched_counter(
+    "dynaserve_handoff_events_ignored", "events that fit no handoff", "event"
+)
 _states = gauge("dynaserve_handoffs_in_state", "open handoffs by state", "handoff")
 open_now = up_down("dynaserve_handoffs_open", "handoffs under way", "handoff")
 
@@ -65,6 +70,8 @@ def closed(close: Close, transport: Transport) -> None:
     by_transport = {"transport": transport}
     _handoffs.add(1, {"outcome": close.outcome, **by_transport})
     _bytes.add(close.num_bytes, by_transport)
+    _sent.add(close.num_bytes, {"instance_id": _instance_name(close.alpha_id)})
+    _received.add(close.num_bytes, {"instance_id": _instance_name(close.beta_id)})
     _total.record(close.total_s)
     if close.num_bytes:
         _size.record(close.num_bytes)

@@ -1,0 +1,1 @@
+"""Grafana boards as code: ``boards`` makes them, ``generated`` holds them, ``push`` sends them."""
