@@ -239,9 +239,9 @@ class SloBatching(_Base):
     def _catch_up_grammars(self, output: SchedulerOutput) -> None:
         """A request that started elsewhere: its grammar accepts the tokens made there, once."""
         for request_id in output.num_scheduled_tokens:
-            request = self.requests[request_id]
-            structured = request.structured_output_request
-            if structured is None or request_id in self._grammars_seen:
+            request = self.requests.get(request_id)  # asynchronous: it may have ended meanwhile
+            structured = request.structured_output_request if request is not None else None
+            if request is None or structured is None or request_id in self._grammars_seen:
                 continue
             self._grammars_seen.add(request_id)
             prior = list(request.output_token_ids)
