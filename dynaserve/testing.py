@@ -75,7 +75,11 @@ def free_port() -> int:
 
 
 def wait_until_whole(pool: BackgroundPool, timeout_s: float = 60.0) -> None:
-    """Return once the registry shows every part of the pool, started anew or not."""
+    """Return once the registry shows every part of the pool alive.
+
+    A record outlives its owner by some seconds: of a part that was killed, only what started
+    after that counts.
+    """
     wanted = {
         "instances": pool.settings.instances or 2,
         "schedulers": pool.settings.schedulers,
@@ -85,7 +89,13 @@ def wait_until_whole(pool: BackgroundPool, timeout_s: float = 60.0) -> None:
     with httpx.Client(base_url=pool.url, timeout=5.0) as client:
         while True:
             view = client.get("/dynaserve/pool").json()
-            there = {kind: len(view[kind]) for kind in wanted}
+            there = {
+                kind: sum(
+                    record["started_s"] > pool.killed_at_s.get(record["instance_id"], 0.0)
+                    for record in view[kind]
+                )
+                for kind in wanted
+            }
             if there == wanted:
                 return
             if time.monotonic() > deadline_s:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,8 @@ class BackgroundPool:
 
     def __init__(self, settings: PoolSettings) -> None:
         self.settings = settings
+        self.killed_at_s: dict[str, float] = {}
+        """Parts that were killed, and the unix time of it: what started before is dead."""
         self._pool = LocalPool(settings)
         self._started: Future[None] = Future()
         self._stop: asyncio.Event | None = None
@@ -57,6 +60,7 @@ class BackgroundPool:
     def kill(self, name: str) -> None:
         """SIGKILL to a part; the pool starts it again about a second later."""
         self._pool.children[name].kill()
+        self.killed_at_s[name] = time.time()
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the part keeps its memory and its connections and does nothing."""
