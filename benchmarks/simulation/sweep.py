@@ -75,7 +75,7 @@ def scenario(name: str, load: str, arrivals: Arrivals, settings: SimSettings) ->
     )
     scale = 1.0 if settings.instances <= 2 else 0.3
     # Reasoning needs minutes to fill a pool: outputs of thousands of tokens.
-    duration_s, warmup_s = (400.0, 150.0) if load == "reasoning" else (240.0, 20.0)
+    duration_s, warmup_s = (250.0, 100.0) if load == "reasoning" else (240.0, 20.0)
     warmup_s = warmup_s if load != "hybrid" else 60.0
     return Scenario(pool, POLICIES[policy], arrivals, scale * duration_s, warmup_s)
 

@@ -26,7 +26,7 @@ class TargetSettings:
 
     One more of two takes half of the pool from prompts, one more of eight an eighth."""
     kv_fill: float = 0.8
-    resident_share: float = 0.2
+    resident_share: float = 0.4
     """Prompts in an instance's KV up to this share of the room are work in passing."""
     growth: float = 0.25
     """Contexts are planned to grow by this share of the mean output."""
