@@ -1,6 +1,7 @@
 """Command line: runs every part, prints a short table, writes the whole as JSON."""
 
 import argparse
+import faulthandler
 import json
 import logging
 import time
@@ -21,6 +22,7 @@ from benchmarks.gpu_transfer.worker import MIB, SMALL, Setup, Shape, Worker
 
 SIZES = {16: 20, 1024: 20, 8192: 12, 32768: 6}  # tokens: repeats
 GIB = 2**30
+SLOW_S = 25.0  # a part that takes longer hangs: show where
 
 
 class Report:
@@ -33,11 +35,13 @@ class Report:
 
     def part(self, name: str, work: Callable[[], Any]) -> None:
         started = time.monotonic()
+        faulthandler.dump_traceback_later(SLOW_S)
         try:
             self.parts[name] = work()
         except Exception as error:
             logging.exception("%s", name)
             self.parts[name] = {"error": f"{type(error).__name__}: {error}"}
+        faulthandler.cancel_dump_traceback_later()
         took, total = time.monotonic() - started, time.monotonic() - self._started
         print(f"[{total:6.1f} s] {name} ({took:.1f} s): {json.dumps(self.parts[name])}", flush=True)
         if self._path is not None:
@@ -109,20 +113,22 @@ def kernels(worker: Worker) -> list[dict[str, float]]:
 
 
 def run_link(report: Report, bench: Bench, transport: str, quick: bool) -> None:
-    setups = [(2, 64)] if quick else [(2, 64), (1, 64), (2, 32), (2, 128), (1, 128), (3, 64)]
-    for lanes, piece_mib in setups:
-        name = f"link, {lanes} lanes of {piece_mib} MiB"
-        report.part(name, partial(one_setup, bench, transport, lanes, piece_mib))
+    setups = [(512, 128), (512, 64), (256, 64), (256, 128), (1024, 128)]
+    for chunk_mib, piece_mib in setups[:1] if quick else setups:
+        name = f"link, chunks of {chunk_mib} MiB in pieces of {piece_mib}"
+        report.part(name, partial(one_setup, bench, transport, chunk_mib, piece_mib))
+        if "error" in report.parts[name]:
+            raise SystemExit(f"the link does not work: {report.parts[name]['error']}")
 
 
-def one_setup(bench: Bench, transport: str, lanes: int, piece_mib: int) -> dict[str, Any]:
+def one_setup(bench: Bench, transport: str, chunk_mib: int, piece_mib: int) -> dict[str, Any]:
     staging_mib = 2048 if bench.worker.device.type == "cuda" else 64
     result: dict[str, Any] = {}
-    result["built_s"] = bench.open(Setup((transport,), lanes, staging_mib))
-    result["exact"] = bench.exact([16, 48, 1000, 8192], piece_mib)
-    result["sizes"] = [bench.by_size(n, piece_mib, repeats) for n, repeats in SIZES.items()]
-    result["sustained"] = bench.sustained(8192, piece_mib, 24)
-    result["exact after"] = bench.exact([1000, 8192, 32768], piece_mib)
+    result["built_s"] = bench.open(Setup((transport,), piece_mib, staging_mib))
+    result["exact"] = bench.exact([16, 48, 1000, 8192], chunk_mib)
+    result["sizes"] = [bench.by_size(n, chunk_mib, repeats) for n, repeats in SIZES.items()]
+    result["sustained"] = bench.sustained(8192, chunk_mib, 24)
+    result["exact after"] = bench.exact([1000, 8192, 32768], chunk_mib)
     return result
 
 
@@ -131,11 +137,10 @@ def raw(bench: Bench, device: torch.device) -> dict[str, Any]:
     result: dict[str, Any] = {"sizes_mib": [n // MIB for n in sizes]}
     total = 8 * GIB if device.type == "cuda" else 64 * MIB
     sizes = sizes if device.type == "cuda" else [MIB, 16 * MIB]
-    for lanes in (1, 2):
-        plan = hardware.RawPlan(free_port(), sizes, lanes, total)
-        bench.peer.tell("raw", **asdict(plan))
-        result[f"{lanes} lanes"] = hardware.raw_pair(plan, 0, device)
-        bench.peer.hear()
+    plan = hardware.RawPlan(free_port(), sizes, total)
+    bench.peer.tell("raw", **asdict(plan))
+    result["gb_s"] = hardware.raw_pair(plan, 0, device)
+    bench.peer.hear()
     return result
 
 
@@ -148,7 +153,7 @@ def bystander(bench: Bench, transport: str, device: torch.device) -> dict[str, A
         bench.peer.ask("bystander", run=True)
         mine.start()
         if beside == "handoffs":
-            result["handoffs"] = bench.sustained(8192, 64, 200)
+            result["handoffs"] = bench.sustained(8192, 512, 200)
         else:
             time.sleep(1.0)
         result[f"beside {beside}"] = {
@@ -173,13 +178,13 @@ def death(bench: Bench, successor: Peer, transport: str, *, frozen: bool) -> dic
     setup = Setup((transport, "tcp"), staging_mib=staging_mib, stall_timeout_s=2.0)
     successor.ask("finish_device_work")  # it is up and has its cache
     bench.open(setup)
-    lost = bench.loses_peer(8192, 64, frozen=frozen)
+    lost = bench.loses_peer(8192, 256, frozen=frozen)
     return {**lost, "then": bench.goes_on_with(successor, setup, [16, 8192])}
 
 
 def table(parts: dict[str, Any]) -> str:
     copy = parts.get("peer_copy_gb_s") or 0
-    lines = [f"peer copy {copy} GB/s; raw {parts.get('raw_gb_s')}"]
+    lines = [f"peer copy {copy} GB/s; plain NCCL {parts.get('raw_gb_s')}"]
     for name, part in parts.items():
         if not isinstance(part, dict) or "sizes" not in part:
             continue

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 
 import torch
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import TCPStore
 
 from services.kv_transfer.links.cuda_pages import CudaPages
 from services.kv_transfer.links.pair import GlooPair, NcclPair
@@ -47,31 +47,27 @@ class RawPlan:
 
     port: int
     sizes: list[int]
-    lanes: int
     total: int
 
 
 def raw_pair(plan: RawPlan, rank: int, device: torch.device) -> list[float]:
     """GB/s of transfers queued one behind the other, for each size; both ends call this."""
-    lanes, timeout = plan.lanes, timedelta(seconds=60)
+    timeout = timedelta(seconds=60)
     store = TCPStore("127.0.0.1", plan.port, 2, rank == 1, timeout, wait_for_workers=False)
     make = NcclPair if device.type == "cuda" else GlooPair
-    pairs = [make(PrefixStore(str(i), store), rank, device, 60.0) for i in range(lanes)]
+    pair = make(store, rank, device, 60.0)
+    move = pair.send if rank == 0 else pair.receive
     memory = torch.randint(0, 256, (max(plan.sizes),), dtype=torch.uint8, device=device)
     rates = []
     for size in plan.sizes:
         for count in (4, max(4, plan.total // size)):
             started = time.monotonic()
-            flights = [
-                (pairs[i % lanes].send if rank == 0 else pairs[i % lanes].receive)(memory[:size])
-                for i in range(count)
-            ]
+            flights = [move(memory[:size]) for _ in range(count)]
             for flight in flights:
                 flight.wait(60.0, lambda: False)
             took_s = time.monotonic() - started
         rates.append(round(count * size / took_s / GB, 1))
-    for pair in pairs:
-        pair.abort()
+    pair.abort()
     return rates
 
 
@@ -84,9 +80,9 @@ def copy_kernels(layers: list[torch.Tensor], blocks: list[int]) -> dict[str, flo
     figures: dict[str, float] = {"blocks": len(blocks), "bytes": chunk.numel()}
     for copier in (TritonRows(layers), PlainRows(layers)):
         name = type(copier).__name__
-        copier.gather(ids, chunk)
+        copier.gather(0, ids, chunk)
         copier.scatter(0, ids, chunk)
-        gather_s = device_time_s(partial(copier.gather, ids, chunk), device, 30)
+        gather_s = device_time_s(partial(copier.gather, 0, ids, chunk), device, 30)
         scatter_s = device_time_s(partial(copier.scatter, 0, ids, chunk), device, 30)
         figures[f"{name}_gather_gb_s"] = round(chunk.numel() / gather_s / GB, 1)
         figures[f"{name}_scatter_gb_s"] = round(chunk.numel() / scatter_s / GB, 1)
@@ -101,7 +97,7 @@ def _host_us(layers: list[torch.Tensor], blocks: list[int], chunk: torch.Tensor)
     times = []
     for _ in range(50):
         before = time.perf_counter()
-        fence = pages.gather(blocks, chunk)
+        fences = pages.gather(blocks, chunk, chunk.numel())
         times.append(time.perf_counter() - before)
-        fence()
+        fences[0]()
     return round(1e6 * statistics.median(times), 1)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.gpu_transfer.peer import Peer
-from benchmarks.gpu_transfer.worker import MIB, Setup, Worker, stage_all
+from benchmarks.gpu_transfer.worker import MIB, PATIENCE_S, Setup, Worker, stage_all
 from services.kv_transfer.links import PortEvents
 
 GB = 1e9
@@ -33,6 +33,7 @@ class Bench:
         self.peer = peer
         self._address = ""
         self._count = 0
+        self._lost_at = 0.0
 
     def open(self, setup: Setup) -> float:
         """Seconds from the first offer to the receiver's answer: the link's building included."""
@@ -47,10 +48,10 @@ class Bench:
         self._send(name, [0], 1)
         return round(built_s, 3)
 
-    def piece(self, piece_mib: int) -> int:
-        return max(1, piece_mib * MIB // self.worker.shape.chunk_bytes)
+    def chunk(self, chunk_mib: int) -> int:
+        return max(1, chunk_mib * MIB // self.worker.shape.chunk_bytes)
 
-    def handoff(self, num_tokens: int, piece_mib: int) -> Handoff:
+    def handoff(self, num_tokens: int, chunk_mib: int) -> Handoff:
         count = self.worker.shape.blocks(num_tokens)
         sources, targets = self.worker.some_blocks(count), self.worker.some_blocks(count)
         name = self._expect([targets])[0]
@@ -58,7 +59,7 @@ class Bench:
         self.worker.wait(lambda events: events.ready)
         self.peer.tell("wait", names=[name])
         begun = time.monotonic()
-        calls = stage_all(self.worker, name, sources, self.piece(piece_mib))
+        calls = stage_all(self.worker, name, sources, self.chunk(chunk_mib))
         staged = time.monotonic()
         self.worker.wait(lambda events: events.sent)
         sent = time.monotonic()
@@ -67,8 +68,8 @@ class Bench:
             complete - begun, sent - begun, staged - begun, tuple(calls), sources, targets
         )
 
-    def by_size(self, num_tokens: int, piece_mib: int, repeats: int) -> dict[str, float]:
-        runs = [self.handoff(num_tokens, piece_mib) for _ in range(repeats + 2)][2:]
+    def by_size(self, num_tokens: int, chunk_mib: int, repeats: int) -> dict[str, float]:
+        runs = [self.handoff(num_tokens, chunk_mib) for _ in range(repeats + 2)][2:]
         nbytes = self.worker.shape.blocks(num_tokens) * self.worker.shape.chunk_bytes
         complete_s = statistics.median(run.complete_s for run in runs)
         return {
@@ -81,16 +82,16 @@ class Bench:
             "gb_s": round(nbytes / complete_s / GB, 1),
         }
 
-    def exact(self, sizes: list[int], piece_mib: int) -> dict[str, int]:
+    def exact(self, sizes: list[int], chunk_mib: int) -> dict[str, int]:
         """Bytes that differ, over handoffs of random blocks."""
         wrong, compared = 0, 0
         for num_tokens in sizes:
-            run = self.handoff(num_tokens, piece_mib)
+            run = self.handoff(num_tokens, chunk_mib)
             wrong += self.peer.ask("verify", sources=run.sources, targets=run.targets)
             compared += len(run.targets) * self.worker.shape.chunk_bytes
         return {"bytes_compared": compared, "bytes_wrong": wrong}
 
-    def sustained(self, num_tokens: int, piece_mib: int, count: int) -> dict[str, float]:
+    def sustained(self, num_tokens: int, chunk_mib: int, count: int) -> dict[str, float]:
         """Handoffs one behind the other, all offered before: bandwidth from the first stage() to
         the last completion."""
         blocks = self.worker.shape.blocks(num_tokens)
@@ -108,7 +109,7 @@ class Bench:
         self.peer.tell("wait", names=names)
         begun = time.monotonic()
         for name, ids in zip(names, sources, strict=True):
-            stage_all(self.worker, name, ids, self.piece(piece_mib))
+            stage_all(self.worker, name, ids, self.chunk(chunk_mib))
         complete = self.peer.hear()
         took_s = max(complete.values()) - begun
         assert self.worker.port is not None
@@ -139,7 +140,7 @@ class Bench:
         self.worker.wait(lambda events: events.sent)
         self.peer.hear()
 
-    def loses_peer(self, num_tokens: int, piece_mib: int, *, frozen: bool) -> dict[str, object]:
+    def loses_peer(self, num_tokens: int, chunk_mib: int, *, frozen: bool) -> dict[str, object]:
         """Kill (or freeze) the peer while chunks are under way; when is everything free again?"""
         blocks = self.worker.shape.blocks(num_tokens)
         name = self._expect([self.worker.some_blocks(blocks)])[0]
@@ -147,14 +148,14 @@ class Bench:
         self.worker.wait(lambda events: events.ready)
         if frozen:
             self.peer.freeze()
-        sources, piece = self.worker.some_blocks(blocks), self.piece(piece_mib)
+        sources, chunk = self.worker.some_blocks(blocks), self.chunk(chunk_mib)
         port = self.worker.port
         assert port is not None
         staged = 0
         while staged < blocks and port.stage(
-            name, staged, sources[staged : staged + piece], staged + piece >= blocks
+            name, staged, sources[staged : staged + chunk], staged + chunk >= blocks
         ):
-            staged = min(blocks, staged + piece)
+            staged = min(blocks, staged + chunk)
         if not frozen:
             time.sleep(random.uniform(0, 0.002))
         struck = time.monotonic()
@@ -162,20 +163,17 @@ class Bench:
             self.peer.kill()
         events = self.worker.wait(lambda e: e.failed_outgoing or e.sent, failures=True)
         told = time.monotonic()
-        while port.stats().staging_bytes_in_use:
-            time.sleep(0.001)
-        freed = time.monotonic()
+        self._lost_at = struck
         if frozen:
             self.peer.kill()
         reason = events.failed_outgoing[0].reason if events.failed_outgoing else "all was sent"
         return {
             "reason": reason,
             "told_s": round(told - struck, 3),
-            "staging_freed_s": round(freed - struck, 3),
         }
 
     def goes_on_with(self, peer: Peer, setup: Setup, sizes: list[int]) -> dict[str, object]:
-        """The same port and a new peer."""
+        """The same port and a new peer, joined while the dead link is taken apart."""
         self.peer = peer
         self._address = peer.open(setup)
         name = self._expect([self.worker.some_blocks(1)])[0]
@@ -185,8 +183,21 @@ class Bench:
         built_s = round(time.monotonic() - started, 3)
         self._send(name, [0], 1)
         assert self.worker.port is not None
+        served_s = round(time.monotonic() - self._lost_at, 3)
         (link,) = self.worker.port.stats().links
-        return {"link_built_s": built_s, "transport": link.transport, **self.exact(sizes, 64)}
+        exact = self.exact(sizes, 256)
+        give_up = time.monotonic() + PATIENCE_S
+        while self.worker.port.stats().staging_bytes_in_use and time.monotonic() < give_up:
+            time.sleep(0.001)
+        return {
+            "link_built_s": built_s,
+            "served_s": served_s,
+            "transport": link.transport,
+            **exact,
+            "staging_bytes_held": self.worker.port.stats().staging_bytes_in_use,
+            "staging_free_s": round(time.monotonic() - self._lost_at, 3),
+            "fallbacks": self.worker.port.stats().fallbacks,
+        }
 
 
 def _ms(seconds: float) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from services.kv_transfer.links import KvPort, LinkTuning, PortEvents
 
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 MIB = 2**20
 
 
@@ -40,7 +40,7 @@ class Setup:
     """How a port is made."""
 
     transports: tuple[str, ...]
-    num_lanes: int = 2
+    piece_mib: int = 128
     staging_mib: int = 2048
     stall_timeout_s: float = 10.0
 
@@ -66,7 +66,7 @@ class Worker:
     def open(self, setup: Setup) -> str:
         tuning = replace(
             LinkTuning.on(self.device),
-            num_lanes=setup.num_lanes,
+            device_piece_bytes=setup.piece_mib * MIB,
             stall_timeout_s=setup.stall_timeout_s,
         )
         self.port = KvPort(

@@ -28,8 +28,14 @@ def _offered_transports() -> tuple[Transport, ...]:
 
 
 def _staging_mib() -> int:
-    """A GPU's staging should hold the chunk of a whole prefill step: 192 KiB a token at 14B."""
-    return 1024 if _has_nccl() else 256
+    """A GPU's staging should hold the KV of a whole prefill step (1.5 GiB for 8k tokens at 14B),
+    as far as that leaves the memory to others: one and a half per cent of it for each direction."""
+    if not _has_nccl():
+        return 256
+    import torch
+
+    total_mib = torch.cuda.mem_get_info(0)[1] // 2**20
+    return int(min(2048, max(256, total_mib // 64)))
 
 
 def _has_nccl() -> bool:
@@ -78,7 +84,7 @@ class InstanceSettings(BaseSettings):
         default_factory=_staging_mib,
         gt=0,
         description="bound of the memory for KV on its way, MiB, in host memory and, with nccl, "
-        "on the GPU for each direction; unset: 1024 with nccl, else 256",
+        "on the GPU for each direction; unset: 256, with nccl up to 2048 on a large GPU",
     )
     batcher: str = Field(
         default="slo",

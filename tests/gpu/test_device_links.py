@@ -1,8 +1,13 @@
 """KV links of caches on GPUs. The protocol itself is tested on CPU, in tests/integration."""
 
+import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +21,8 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 NUM_LAYERS, NUM_BLOCKS, BLOCK_BYTES = 6, 64, 64 * 1024
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
+ROOT = Path(__file__).parents[2]
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
@@ -42,7 +48,7 @@ class Worker:
             "transports": transports,
             "host_id": "this host",
             "wake": self.news.set,
-            "tuning": LinkTuning(stall_timeout_s=5.0, num_lanes=2),
+            "tuning": LinkTuning(stall_timeout_s=5.0, device_piece_bytes=8 * BLOCK_BYTES),
         }
         self.port = KvPort(self.layers, **{**settings, **options})  # type: ignore[arg-type]
 
@@ -94,7 +100,7 @@ def test_the_copiers_agree_with_indexing(
     layers = make_layers("cuda", gap)
     ids = torch.randperm(NUM_BLOCKS, device="cuda")[:13]
     chunk = torch.empty((NUM_LAYERS, 13, BLOCK_BYTES), dtype=torch.uint8, device="cuda")
-    copier(layers).gather(ids, chunk)
+    copier(layers).gather(0, ids, chunk)
     assert torch.equal(chunk, torch.stack([layer[ids] for layer in layers]))
     before = [layer.clone() for layer in layers]
     copier(layers).scatter(2, ids.flip(0), chunk[2:])
@@ -114,11 +120,13 @@ def test_a_gather_takes_the_blocks_as_they_are_in_stream_order(target: str) -> N
     for layer in layers:
         layer[5] = 55  # what it computes
     begun = time.monotonic()
-    fence = pages.gather([5, 6], out)
+    fences = pages.gather([5, 6], out, 3 * 2 * BLOCK_BYTES)
     assert time.monotonic() - begun < 0.02, "the engine's thread waited for the device"
     for layer in layers:
         layer[5] = 0  # the block's next user
-    fence()
+    for fence in fences:
+        fence()
+    assert len(fences) == (2 if target == "cuda" else 1)
     assert out[:, 0].eq(55).all()
 
 
@@ -177,15 +185,57 @@ def test_a_device_link_that_cannot_be_built_falls_back(
     assert a.port.stats().fallbacks == 1 and "no NCCL today" in caplog.text
 
 
+class Peer:
+    """A port on the second GPU in a process of its own (tests/integration/link_peer.py)."""
+
+    def __init__(self) -> None:
+        command = ["-m", "tests.integration.link_peer", "9", str(BLOCK_BYTES), "nccl,tcp", "cuda:1"]
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.address = self.hear()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def do(self, what: str, **arguments: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 @two_gpus
-def test_closing_one_end_fails_the_other_and_leaves_its_gpu_usable(start: Start) -> None:
-    a, b = start("cuda:0", ["nccl"]), start("cuda:1", ["nccl"])
-    hand_over(a, b, [1, 2], [3, 4], "first")
-    b.port.expect("h", 1, 0, [1, 2, 3], PATIENCE_S)
-    a.port.offer("h", 1, 3, b.port.address, None, PATIENCE_S)
-    a.wait(lambda events: events.ready)
-    b.port.close()
-    assert a.wait(lambda events: events.failed_outgoing).failed_outgoing
-    c = start("cuda:1", ["nccl"])
-    assert hand_over(a, c, [7, 8], [9, 10], "next") == "nccl"
-    assert torch.equal(rows(c.layers, [9, 10]), rows(a.layers, [7, 8]))
+@pytest.mark.faults
+def test_a_killed_receiver_costs_its_link_alone_and_its_successor_is_joined_meanwhile(
+    start: Start,
+) -> None:
+    a = start("cuda:0", ["nccl", "tcp"])
+    peers = [Peer(), Peer()]
+    ids = list(range(12))
+    expected = {"handoff_id": "h", "first_block": 0, "block_ids": ids, "deadline_s": 60.0}
+    try:
+        for epoch, peer in enumerate(peers, 1):
+            peer.do("expect", epoch=epoch, **expected)
+            a.port.offer("h", epoch, 12, peer.address, None, PATIENCE_S)
+            a.wait(lambda events: events.ready)
+            if peer is peers[0]:
+                peer.process.send_signal(signal.SIGSTOP)
+            assert a.port.stage("h", 0, ids[:6], False)
+            assert a.port.stage("h", 6, ids[6:], True)
+            if peer is peers[0]:
+                peer.kill()
+                assert a.wait(lambda events: events.failed_outgoing).failed_outgoing
+        assert a.wait(lambda events: events.sent).sent[0].transport == "nccl"
+        assert [peers[1].hear(), peers[1].hear()] == ["arriving", "complete"]
+    finally:
+        for peer in peers:
+            peer.kill()

@@ -41,10 +41,10 @@ def report(port: KvPort, news: threading.Event) -> None:
             say(f"failed {failure.reason}")
 
 
-def main(seed: int, block_bytes: int, transports: list[str]) -> None:
+def main(seed: int, block_bytes: int, transports: list[str], device: str) -> None:
     news = threading.Event()
     port = KvPort(
-        make_layers(seed, block_bytes),
+        [layer.to(device) for layer in make_layers(seed, block_bytes)],
         geometry="geometry",
         staging_bytes=NUM_LAYERS * block_bytes * 16,
         transports=transports,
@@ -64,4 +64,5 @@ def main(seed: int, block_bytes: int, transports: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(","))
+    where = sys.argv[4] if len(sys.argv) > 4 else "cpu"
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(","), where)

@@ -68,7 +68,9 @@ class Worker:
             "staging_bytes": NUM_LAYERS * self.block_bytes * 16,
             "transports": transports,
             "host_id": "this host",
-            "tuning": LinkTuning(stall_timeout_s=2.0, connect_timeout_s=2.0),
+            "tuning": LinkTuning(
+                stall_timeout_s=2.0, connect_timeout_s=2.0, device_piece_bytes=4 * BLOCK_BYTES
+            ),
         }
         self.port = KvPort(self.layers, wake=news.set, **{**settings, **options})  # type: ignore[arg-type]
         self.ready: dict[str, Readied] = {}
@@ -425,8 +427,8 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence:
-        return self._inner.gather(block_ids, out)
+    def gather(self, block_ids: Sequence[int], out: torch.Tensor, piece_bytes: int) -> list[Fence]:
+        return self._inner.gather(block_ids, out, piece_bytes)
 
     def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
         self.reached.set()

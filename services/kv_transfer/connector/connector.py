@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dynaserve.kv_connector")
 
-PIECE_BYTES = {"cpu": 32 * 2**20, "cuda": 64 * 2**20}
-"""A chunk is staged in pieces of at most this size, so that several are under way at once; NCCL
-needs larger ones to fill the wire."""
+PIECE_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+"""A step's blocks are staged in chunks of at most this size, so that several are under way at once.
+From a GPU each goes in pieces anyway, and fewer chunks leave the wire less to wait for Python."""
 
 
 @dataclass

@@ -1,15 +1,16 @@
 """The KV cache of one worker on a GPU.
 
-``gather`` queues one kernel on the engine's current stream, so it is ordered behind the forward
-pass that filled the blocks and before whatever reuses them; the fence is an event behind it. Host
-memory as target goes over a bounce buffer, so that the engine's stream never waits for PCIe.
+``gather`` queues a few kernels on the engine's current stream, so they are ordered behind the
+forward pass that filled the blocks and before whatever reuses them; a fence is an event behind
+one. Host memory as target goes over a bounce buffer, so that the engine's stream never waits for
+PCIe.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from services.kv_transfer.links.pages import Fence, HostPages, KvPages, check_layers
+from services.kv_transfer.links.pages import Fence, HostPages, KvPages, check_layers, layer_runs
 from services.kv_transfer.links.row_copy import copier_of
 
 URGENT = -1  # stream priority: a few copies go before the forward pass's next kernels
@@ -30,34 +31,53 @@ class CudaPages:
             self._copier = copier_of(layers)
             self._out = torch.cuda.Stream(self.device, URGENT)
             self._in = torch.cuda.Stream(self.device, URGENT)
+            self._last_targets: tuple[Sequence[int], torch.Tensor] = ([], torch.empty(0))
             self._compile()
 
     def _compile(self) -> None:
         """Build the kernels now: block 0 goes out and back in as it is."""
         shape = (self.num_layers, 1, self.block_bytes)
         chunk = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        self.gather([0], chunk)()
+        for fence in self.gather([0], chunk, chunk.numel()):
+            fence()
         self.scatter(0, [0], chunk)
 
-    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence:
+    def gather(self, block_ids: Sequence[int], out: torch.Tensor, piece_bytes: int) -> list[Fence]:
         with torch.cuda.device(self.device):
-            chunk = out if out.is_cuda else torch.empty_like(out, device=self.device)
-            self._copier.gather(self._on_device(block_ids), chunk)
+            ids = self._on_device(block_ids)
+            if not out.is_cuda:
+                return [self._gather_to_host(ids, out)]
             stream = torch.cuda.current_stream()
-            if chunk is not out:
-                self._out.wait_stream(stream)
-                stream = self._out
-                with torch.cuda.stream(stream):
-                    out.copy_(chunk, non_blocking=True)
-                chunk.record_stream(stream)
-            fence: Fence = _event_on(stream).synchronize
-            return fence
+            fences: list[Fence] = []
+            for run in layer_runs(self.num_layers, len(block_ids), self.block_bytes, piece_bytes):
+                part = out[run.layer : run.layer + run.num_layers]
+                self._copier.gather(run.layer, ids, part)
+                fences.append(_event_on(stream).synchronize)
+            return fences
+
+    def _gather_to_host(self, ids: torch.Tensor, out: torch.Tensor) -> Fence:
+        chunk = torch.empty_like(out, device=self.device)
+        self._copier.gather(0, ids, chunk)
+        self._out.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._out):
+            out.copy_(chunk, non_blocking=True)
+        chunk.record_stream(self._out)
+        fence: Fence = _event_on(self._out).synchronize
+        return fence
 
     def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
         with torch.cuda.device(self.device), torch.cuda.stream(self._in):
             chunk = rows.to(self.device, non_blocking=True).contiguous()
-            self._copier.scatter(first_layer, self._on_device(block_ids), chunk)
+            self._copier.scatter(first_layer, self._targets(block_ids), chunk)
             _event_on(self._in).synchronize()
+
+    def _targets(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """The pieces of a chunk go to the same blocks, one after the other."""
+        known, ids = self._last_targets
+        if known != block_ids:
+            ids = self._on_device(block_ids)
+            self._last_targets = (block_ids, ids)
+        return ids
 
     def _on_device(self, block_ids: Sequence[int]) -> torch.Tensor:
         """Pinned memory, because from any other the copy would wait for the stream."""

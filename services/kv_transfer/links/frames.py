@@ -39,7 +39,6 @@ class Rendezvous(Frame, frozen=True, array_like=True):
     """Where the two ends meet to join their devices, and how much may be on its way at once."""
 
     tcp_port: int
-    num_lanes: int
     window_bytes: int
 
 
@@ -77,6 +76,7 @@ class Chunk(Frame, frozen=True, array_like=True):
     nbytes: int
     offset: int  # shm: where it lies in the sender's arena
     token: int  # shm: the word in front of it while it is valid
+    piece_bytes: int  # device links: it goes in runs of layers of at most this size
 
 
 class Ack(Frame, frozen=True, array_like=True):

@@ -2,7 +2,8 @@
 
 The writer of a link must not wait for a forward pass, or offers behind it would; nor may a device
 transfer be posted before its bytes are there, or the peer's device would spin on it. One thread a
-port does the waiting, in the order of the engine's stream.
+port does the waiting, in the order of the engine's stream; once a chunk's first piece is there,
+the others follow without a pause.
 """
 
 import queue
@@ -10,7 +11,6 @@ import threading
 import time
 
 from services.kv_transfer.links.outgoing_link import ChunkJob
-from services.kv_transfer.links.pages import passed
 
 
 class Gathering:
@@ -34,6 +34,5 @@ class Gathering:
 
     def _live(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job.slab.fence()
-            job.slab.fence = passed
+            job.slab.fences[0]()
             job.record.link.post(job)

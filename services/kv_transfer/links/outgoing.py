@@ -16,7 +16,6 @@ from services.kv_transfer.links.outgoing_link import (
     OutgoingLink,
     OutgoingState,
 )
-from services.kv_transfer.links.pages import passed
 from services.kv_transfer.links.paths import MemoryKind, Transport
 from services.kv_transfer.links.staging import SharedArena, Slab, Staging
 from services.kv_transfer.links.tuning import LinkTuning
@@ -154,7 +153,7 @@ class Sender(Half):
         with self._lock:
             job = self._chunk_job(record, first_block, num_blocks, last, slab)
             if record.link.released:
-                slab.fence()
+                slab.settle()
                 slab.free()
                 return False
             record.link.under_way[job.chunk.seq] = job
@@ -163,7 +162,7 @@ class Sender(Half):
                 record.unconfirmed += 1
                 record.last_staged_at = time.monotonic() if last else None
         # Also when the handoff ended meanwhile: the writer frees the slab once it is gathered.
-        if slab.fence is passed:
+        if not slab.fences:
             return record.link.post(job) and not record.ended
         self._gathering.put(job)
         return not record.ended
@@ -181,6 +180,7 @@ class Sender(Half):
             slab.nbytes,
             slab.offset,
             slab.token,
+            record.link.staging.piece_bytes,
         )
         return ChunkJob(record, chunk, slab)
 
@@ -196,6 +196,7 @@ class Sender(Half):
         """The writer is about to send; False when the handoff ended while the chunk waited."""
         now = time.monotonic()
         if job.record.ended:
+            job.slab.settle()
             self._free(link, job.chunk.seq)
             return False
         with self._lock:
@@ -282,7 +283,7 @@ class Sender(Half):
             self._leaving.discard(link)
             seqs = list(link.under_way)
         for seq in seqs:
-            link.under_way[seq].slab.fence()
+            link.under_way[seq].slab.settle()
             self._free(link, seq)
 
     # -- called by the timekeeper, and at the end

@@ -131,7 +131,7 @@ class OutgoingLink(Link[Message | ChunkJob]):
             expect(wire, Welcome)
             if transport.builds:
                 wire.give_up_after(self.tuning.build_timeout_s)
-            self._path = transport.attach_sender(wire, self._staging.arena, self.tuning)
+            self._path = transport.attach_sender(wire, self._staging, self.tuning)
             expect(wire, Attached)
             wire.give_up_after(None)
         except BaseException:

@@ -12,22 +12,21 @@ Fence = Callable[[], None]
 Bytes = npt.NDArray[np.uint8]
 
 
-def passed() -> None:
-    """The fence of work that is already done."""
-
-
 class KvPages(Protocol):
-    """What the port needs of a KV cache. ``gather`` runs on the engine's thread and must not wait
-    for the device: what it started is done once the fence it returns has returned, and a thread
-    of the port calls that. ``scatter`` runs on a link's thread and returns when the rows are
-    written. Chunks are [layers, blocks, block_bytes], in the device's memory or in the host's."""
+    """What the port needs of a KV cache. Chunks are [layers, blocks, block_bytes], in the device's
+    memory or in the host's. ``gather`` runs on the engine's thread and must not wait for the
+    device: it gives a fence for each run of layers (see ``layer_runs``), or one for all of them,
+    or none when all is there; threads of the port wait for those. ``scatter`` runs on a link's
+    thread and returns when the rows are written."""
 
     device: torch.device
     num_layers: int
     num_blocks: int
     block_bytes: int
 
-    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence: ...
+    def gather(
+        self, block_ids: Sequence[int], out: torch.Tensor, piece_bytes: int
+    ) -> list[Fence]: ...
 
     def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None: ...
 
@@ -47,11 +46,11 @@ class HostPages:
         self.num_layers = len(layers)
         self.num_blocks, self.block_bytes = layers[0].shape
 
-    def gather(self, block_ids: Sequence[int], out: torch.Tensor) -> Fence:
+    def gather(self, block_ids: Sequence[int], out: torch.Tensor, piece_bytes: int) -> list[Fence]:
         index = torch.tensor(block_ids, dtype=torch.int64)
         for layer, rows in zip(self._layers, out, strict=True):
             torch.index_select(layer, 0, index, out=rows)
-        return passed
+        return []
 
     def scatter(self, first_layer: int, block_ids: Sequence[int], rows: torch.Tensor) -> None:
         index = np.asarray(block_ids, dtype=np.int64)
@@ -86,6 +85,13 @@ class Span:
     num_layers: int
     row: int
     num_rows: int
+
+
+def layer_runs(num_layers: int, num_rows: int, block_bytes: int, limit: int) -> Iterator[Span]:
+    """Spans of whole layers, each at most ``limit`` bytes or one layer."""
+    step = max(1, limit // (num_rows * block_bytes))
+    for layer in range(0, num_layers, step):
+        yield Span(layer, min(step, num_layers - layer), 0, num_rows)
 
 
 def cut_chunk(num_layers: int, num_rows: int, block_bytes: int, limit: int) -> Iterator[Span]:

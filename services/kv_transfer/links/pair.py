@@ -8,6 +8,7 @@ in which they are posted; the sender is rank 0.
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +25,32 @@ SPIN_S = 0.002  # how long a wait looks often
 OFTEN_S, SELDOM_S = 20e-6, 500e-6
 QUIESCE_S = 5.0
 _environment = threading.Lock()
+
+
+class Rooms:
+    """Lets in many of one kind, or of the other, but not of both at once. Whoever has waited for
+    ``patience_s`` goes in all the same."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._inside: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def inside(self, kind: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: set(+self._inside) <= {kind}, self._patience_s)
+            self._inside[kind] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside[kind] -= 1
+                self._changed.notify_all()
+
+
+# NCCL crashed when one thread made a communicator while another aborted one of the same GPU.
+making_or_breaking = Rooms(patience_s=3.0)
 
 
 class Flight(Protocol):
@@ -116,7 +143,8 @@ class NcclPair:
         return NcclFlight(event)
 
     def abort(self) -> bool:
-        self._group.abort()
+        with making_or_breaking.inside("break"):
+            self._group.abort()
         give_up = time.monotonic() + QUIESCE_S
         while not self._stream.query():
             if time.monotonic() > give_up:

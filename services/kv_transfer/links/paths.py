@@ -19,13 +19,14 @@ import torch
 from services.kv_transfer.links.address import PortAddress
 from services.kv_transfer.links.frames import Chunk, FrameSocket
 from services.kv_transfer.links.pages import KvPages, Span
-from services.kv_transfer.links.staging import Arena, Slab
+from services.kv_transfer.links.staging import Arena, Slab, Staging
 from services.kv_transfer.links.tuning import LinkTuning
 
 
 class SendPath(Protocol):
     def send(self, wire: FrameSocket, chunk: Chunk, slab: Slab) -> None:
-        """Header and payload of a chunk that is gathered; the slab stays until it is confirmed."""
+        """Header and payload of a chunk of which the first piece is gathered, and the rest follows
+        at once; the slab stays until it is confirmed."""
 
     def confirmed(self, chunk: Chunk) -> None:
         """The receiver has it; called by the link's reader."""
@@ -74,6 +75,8 @@ class Transport(Protocol):
     def dial(self, address: PortAddress, timeout_s: float) -> socket.socket:
         """Raises PathUnavailable where another transport may do better."""
 
-    def attach_sender(self, wire: FrameSocket, arena: Arena, tuning: LinkTuning) -> SendPath: ...
+    def attach_sender(
+        self, wire: FrameSocket, staging: Staging, tuning: LinkTuning
+    ) -> SendPath: ...
 
     def attach_receiver(self, wire: FrameSocket, end: ReceivingEnd) -> ReceivePath: ...

@@ -63,7 +63,8 @@ class KvPort:
         pages = pages_of(layers)
         check_transports(transports, pages.device)
         self._tuning = tuning or LinkTuning.on(pages.device)
-        self._memory = PortMemory(pages, transports, staging_bytes)
+        piece_bytes = self._tuning.device_piece_bytes
+        self._memory = PortMemory(pages, transports, staging_bytes, piece_bytes)
         port_id = secrets.token_hex(8)
         sockets = self._listen(host, port_id, transports)
         self._local = PortAddress(

@@ -13,14 +13,17 @@ class PortMemory:
     on the device for the way out and again for the way in. (They never share: two ports full of
     outgoing chunks would wait for each other.)"""
 
-    def __init__(self, pages: KvPages, transports: Sequence[str], staging_bytes: int) -> None:
+    def __init__(
+        self, pages: KvPages, transports: Sequence[str], staging_bytes: int, piece_bytes: int
+    ) -> None:
         kinds = {TRANSPORTS[name].memory for name in transports}
         self.stagings: dict[MemoryKind, Staging] = {}
         self.inbox: Arena | None = None
         if "shared" in kinds:
-            self.stagings["shared"] = Staging(pages, SharedArena(staging_bytes))
+            self.stagings["shared"] = Staging(pages, SharedArena(staging_bytes), piece_bytes)
         if "device" in kinds:
-            self.stagings["device"] = Staging(pages, DeviceArena(staging_bytes, pages.device))
+            outbox = DeviceArena(staging_bytes, pages.device)
+            self.stagings["device"] = Staging(pages, outbox, piece_bytes)
             self.inbox = DeviceArena(staging_bytes, pages.device)
 
     @property

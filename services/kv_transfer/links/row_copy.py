@@ -25,7 +25,7 @@ class RowCopier(Protocol):
     """``chunk`` is [layers, n, row_bytes], dense; ``ids`` int64 [n] on the same device. Everything
     runs on the current stream; nothing waits for it."""
 
-    def gather(self, ids: torch.Tensor, chunk: torch.Tensor) -> None: ...
+    def gather(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None: ...
 
     def scatter(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None: ...
 
@@ -50,9 +50,9 @@ class PlainRows:
     def __init__(self, layers: Sequence[torch.Tensor]) -> None:
         self._layers = list(layers)
 
-    def gather(self, ids: torch.Tensor, chunk: torch.Tensor) -> None:
-        for layer, rows in zip(self._layers, chunk, strict=True):
-            torch.index_select(layer, 0, ids, out=rows)
+    def gather(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None:
+        for layer, rows in enumerate(chunk, first_layer):
+            torch.index_select(self._layers[layer], 0, ids, out=rows)
 
     def scatter(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None:
         for layer, rows in enumerate(chunk, first_layer):
@@ -71,8 +71,8 @@ class TritonRows:
         self._row_words = layers[0].shape[1] // WORD_BYTES
         self._stride_words = layers[0].stride(0) // WORD_BYTES
 
-    def gather(self, ids: torch.Tensor, chunk: torch.Tensor) -> None:
-        self._launch(_gather_rows, 0, ids, chunk)
+    def gather(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None:
+        self._launch(_gather_rows, first_layer, ids, chunk)
 
     def scatter(self, first_layer: int, ids: torch.Tensor, chunk: torch.Tensor) -> None:
         self._launch(_scatter_rows, first_layer, ids, chunk)

@@ -18,12 +18,13 @@ from services.kv_transfer.links.errors import LinkBroken, PathUnavailable
 from services.kv_transfer.links.frames import Chunk, FrameSocket
 from services.kv_transfer.links.pages import KvPages, Span, cut_chunk
 from services.kv_transfer.links.paths import MemoryKind, ReceivingEnd, Socket
-from services.kv_transfer.links.staging import Arena, SharedArena, Slab, read_token
+from services.kv_transfer.links.staging import SharedArena, Slab, Staging, read_token
 from services.kv_transfer.links.tuning import LinkTuning
 
 
 class ShmSendPath:
     def send(self, wire: FrameSocket, chunk: Chunk, slab: Slab) -> None:
+        slab.settle()
         wire.send(chunk)
 
     def confirmed(self, chunk: Chunk) -> None: ...
@@ -88,9 +89,9 @@ class ShmTransport:
             raise PathUnavailable(f"no shared memory with {address.port_id}: {error}") from error
         return sock
 
-    def attach_sender(self, wire: FrameSocket, arena: Arena, tuning: LinkTuning) -> ShmSendPath:
-        assert isinstance(arena, SharedArena)
-        wire.send_fd(arena.fd)
+    def attach_sender(self, wire: FrameSocket, staging: Staging, tuning: LinkTuning) -> ShmSendPath:
+        assert isinstance(staging.arena, SharedArena)
+        wire.send_fd(staging.arena.fd)
         return ShmSendPath()
 
     def attach_receiver(self, wire: FrameSocket, end: ReceivingEnd) -> ShmReceivePath:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 
 from services.kv_transfer.links.cuda_pages import pin, unpin
-from services.kv_transfer.links.pages import Fence, KvPages, passed
+from services.kv_transfer.links.pages import Fence, KvPages
 
 ALIGN = 64  # NCCL and vector loads want 16
 _TOKEN = struct.Struct("=Q")
@@ -67,8 +67,13 @@ class Slab:
         self.offset = start + arena.head_bytes
         self.nbytes = nbytes
         self.token = token
-        self.fence: Fence = passed
+        self.fences: list[Fence] = []  # one for each of its pieces, or one for all
         self.is_freed = False
+
+    def settle(self) -> None:
+        """Wait until all of it is gathered."""
+        for fence in self.fences:
+            fence()
 
     def memory(self) -> memoryview:
         return self._arena.memory(self.offset, self.nbytes)
@@ -187,9 +192,10 @@ def read_token(memory: mmap.mmap, payload_offset: int) -> int:
 class Staging:
     """Gathers blocks of the cache into an arena, on the engine's thread."""
 
-    def __init__(self, pages: KvPages, arena: Arena) -> None:
+    def __init__(self, pages: KvPages, arena: Arena, piece_bytes: int) -> None:
         self.arena = arena
-        self._pages = pages
+        self.piece_bytes = piece_bytes
+        self.pages = pages
         self._block_bytes = pages.num_layers * pages.block_bytes
         self.max_blocks = arena.max_payload // self._block_bytes
         if self.max_blocks < 1:
@@ -203,6 +209,7 @@ class Staging:
         slab = self.arena.reserve(len(block_ids) * self._block_bytes)
         if slab is None:
             return None
-        shape = (self._pages.num_layers, len(block_ids), self._pages.block_bytes)
-        slab.fence = self._pages.gather(block_ids, slab.tensor().view(shape))
+        shape = (self.pages.num_layers, len(block_ids), self.pages.block_bytes)
+        chunk = slab.tensor().view(shape)
+        slab.fences = self.pages.gather(block_ids, chunk, self.piece_bytes)
         return slab

@@ -10,12 +10,13 @@ from services.kv_transfer.links.errors import LinkBroken
 from services.kv_transfer.links.frames import Chunk, FrameSocket
 from services.kv_transfer.links.pages import KvPages, Span, cut_chunk
 from services.kv_transfer.links.paths import MemoryKind, ReceivingEnd, Socket
-from services.kv_transfer.links.staging import Arena, Slab
+from services.kv_transfer.links.staging import Slab, Staging
 from services.kv_transfer.links.tuning import LinkTuning
 
 
 class TcpSendPath:
     def send(self, wire: FrameSocket, chunk: Chunk, slab: Slab) -> None:
+        slab.settle()
         wire.send(chunk, slab.memory())
 
     def confirmed(self, chunk: Chunk) -> None: ...
@@ -64,7 +65,7 @@ class TcpTransport:
     def dial(self, address: PortAddress, timeout_s: float) -> socket.socket:
         return dial_tcp(address, timeout_s)
 
-    def attach_sender(self, wire: FrameSocket, arena: Arena, tuning: LinkTuning) -> TcpSendPath:
+    def attach_sender(self, wire: FrameSocket, staging: Staging, tuning: LinkTuning) -> TcpSendPath:
         return TcpSendPath()
 
     def attach_receiver(self, wire: FrameSocket, end: ReceivingEnd) -> TcpReceivePath:

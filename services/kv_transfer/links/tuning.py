@@ -15,7 +15,8 @@ class LinkTuning:
     build_timeout_s: float = 20.0  # joining two devices (NCCL), which loads and connects a lot
     stall_timeout_s: float = 10.0  # a peer that takes or gives no byte mid-message is dead
     join_timeout_s: float = 5.0  # close(): waiting for the threads
-    num_lanes: int = 2  # device links: communicators used in turn, so that the wire never idles
+    # Device links: gathered, sent and scattered one behind the other, so that the three overlap.
+    device_piece_bytes: int = 128 << 20
     piece_bytes: int = 1 << 20  # scattered under one lock: bounds how long cancel() waits
     outbox_messages: int = 4096
     early_offers: int = 1024

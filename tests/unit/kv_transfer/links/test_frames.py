@@ -31,7 +31,8 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize(
-    "message", [Ack(2**40), Offer("é" * 50, 1, 2, 0.5), Chunk("h", 1, 2, 3, 4, True, 5, 6, 2**63)]
+    "message",
+    [Ack(2**40), Offer("é" * 50, 1, 2, 0.5), Chunk("h", 1, 2, 3, 4, True, 5, 6, 2**63, 7)],
 )
 def test_a_message_arrives_as_it_was(pair: Pair, message: Message) -> None:
     pair[0].send(message)

@@ -42,7 +42,7 @@ def test_rows_come_out_and_go_in_as_with_indexing(
     copier = interpreted.copier_of(layers)
     assert type(copier).__name__ == "TritonRows"
     chunk = torch.empty((3, 4, row_bytes), dtype=torch.uint8)
-    copier.gather(torch.tensor([7, 0, 3, 8]), chunk)
+    copier.gather(0, torch.tensor([7, 0, 3, 8]), chunk)
     assert torch.equal(chunk, torch.stack([layer[[7, 0, 3, 8]] for layer in layers]))
     before = [layer.clone() for layer in layers]
     copier.scatter(1, torch.tensor([2, 5, 1, 6]), chunk[1:])
@@ -59,6 +59,6 @@ def test_rows_that_are_no_whole_vectors_are_copied_plainly(row_bytes: int) -> No
     copier = row_copy.copier_of(layers)
     assert isinstance(copier, row_copy.PlainRows)
     chunk = torch.empty((2, 2, row_bytes), dtype=torch.uint8)
-    copier.gather(torch.tensor([4, 1]), chunk)
+    copier.gather(0, torch.tensor([4, 1]), chunk)
     copier.scatter(0, torch.tensor([0, 2]), chunk)
     assert all(torch.equal(layer[[0, 2]], layer[[4, 1]]) for layer in layers)

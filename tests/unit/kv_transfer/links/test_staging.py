@@ -57,7 +57,7 @@ def test_the_token_stands_while_the_slab_is_valid() -> None:
 def test_staging_is_bounded_and_gathers_layer_by_layer() -> None:
     layers = [torch.randint(0, 256, (8, 64), dtype=torch.uint8) for _ in range(2)]
     arena = SharedArena(2 * (ALIGN + 2 * 64))
-    staging = Staging(HostPages(layers), arena)
+    staging = Staging(HostPages(layers), arena, 1)
     first, second = staging.stage([3]), staging.stage([5])
     assert first is not None and second is not None and staging.stage([1]) is None
     expected = torch.stack([layer[[5]] for layer in layers])
@@ -70,7 +70,7 @@ def test_staging_is_bounded_and_gathers_layer_by_layer() -> None:
 def test_the_largest_chunk_named_does_fit() -> None:
     pages = HostPages([torch.zeros((64, 48), dtype=torch.uint8)])
     arena = SharedArena(1000)
-    staging = Staging(pages, arena)
+    staging = Staging(pages, arena, 1)
     slab = staging.stage(range(staging.max_blocks))
     assert slab is not None
     slab.free()
@@ -80,7 +80,7 @@ def test_the_largest_chunk_named_does_fit() -> None:
 def test_staging_too_small_for_a_block_is_refused() -> None:
     arena = SharedArena(4096)
     with pytest.raises(ValueError, match="cannot hold one block of 1 layers, 8192 bytes"):
-        Staging(HostPages([torch.zeros((2, 8192), dtype=torch.uint8)]), arena)
+        Staging(HostPages([torch.zeros((2, 8192), dtype=torch.uint8)]), arena, 1)
     arena.close()
 
 
