@@ -326,7 +326,7 @@ class SimInstance:
         """Nothing decodes and prompts hold all KV: forget the progress of one; returns the room."""
         others = [entry[2] for entry in self._ordered] + list(self._lost)
         for segment in reversed(others):
-            if segment is not keep and segment.started and segment.role != "beta":
+            if segment is not keep and segment.context > 0:
                 self.kv_used -= segment.context
                 self.outstanding_tokens += segment.context
                 self.lost_tokens += segment.context if segment.lost else 0

@@ -309,6 +309,8 @@ class Simulator:
             return
         duration_ms = instance.start_step(self.now_s)
         if duration_ms is None:
+            for alpha, done, beta_segment in self._inbound.pop(instance.instance_id, ()):
+                self._keep(alpha, done, beta_segment)
             return
         if self.settings.step_noise:
             duration_ms *= self._noise.lognormvariate(0.0, self.settings.step_noise)
@@ -440,6 +442,7 @@ class Simulator:
         if not beta.can_hold(done.context):
             waiting = self._inbound.setdefault(beta.instance_id, [])
             waiting.append((alpha, done, beta_segment))
+            self._kick(beta)
             return
         del self._betas[record]
         alpha.free(done.context)
@@ -452,6 +455,27 @@ class Simulator:
             self._settle(beta, record)
             beta.join_decodes(beta_segment, self.now_s)
         self._kick(beta)
+        self._kick(alpha)
+
+    def _keep(self, alpha: SimInstance, done: Segment, beta_segment: Segment) -> None:
+        """Beta will never have room (both wait for each other): alpha goes on by itself."""
+        record = done.record
+        if done.cancelled or not alpha.alive:
+            self._adopt(alpha, done, beta_segment)
+            return
+        beta, _ = self._betas.pop(record)
+        beta.outstanding_tokens -= beta_segment.remaining
+        self._settle(beta, record)
+        beta_segment.context = done.context
+        record.live = [(alpha, beta_segment)]
+        alpha.pending_decodes += 1
+        alpha.pending_context += self._prompt_of(record)
+        alpha.outstanding_tokens += beta_segment.remaining
+        if beta_segment.remaining > 0:
+            alpha.add_prompt(beta_segment)
+        else:
+            self._settle(alpha, record)
+            alpha.join_decodes(beta_segment, self.now_s)
         self._kick(alpha)
 
     def _retry_inbound(self, beta: SimInstance) -> None:
