@@ -94,6 +94,8 @@ def _of_span(record: RequestRecord, span: Span, seconds: float) -> Cause | None:
     match span.kind:
         case "place":
             return _ttft("place", seconds, f"no placement for {said}")
+        case "bus":
+            return _ttft("bus", seconds, f"took {said} on the bus to {where}", where)
         case "queue":
             return _ttft("queue", seconds, f"waited {said} in the queue of {where}", where)
         case "transfer_exposed":

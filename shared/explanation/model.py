@@ -9,6 +9,7 @@ from shared.schemas.place import Candidate
 
 SpanKind = Literal[
     "place",  # the gateway waits for a plan
+    "bus",  # the segment is on its way to its instance
     "queue",  # an instance has the segment and has not begun it
     "prefill",  # the prompt is computed, up to the first token
     "decode",
@@ -24,6 +25,7 @@ CauseKind = Literal[
     "client",
     "place",
     "recovery",
+    "bus",
     "queue",
     "prefill",
     "steps",

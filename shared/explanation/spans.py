@@ -4,7 +4,7 @@ Times of different hosts are put on one axis as they are; a bar never begins bef
 nor ends before it begins.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from shared.explanation.model import Lane, Span, SpanKind
 from shared.schemas.events import RequestRecord
@@ -25,6 +25,7 @@ def spans_of(record: RequestRecord, handoffs: Iterable[HandoffRecord] = ()) -> l
             lost = timings.values()
             spans += [axis.span("lost", t.role, t, t.received_s, t.ended_s) for t in lost]
             continue
+        spans += _delivery(axis, spans, timings)
         for timing in timings.values():
             spans += _segment(axis, timing, timings.get("alpha"), record)
         spans += _transfer(axis, timings, by_epoch.get(epoch))
@@ -79,6 +80,16 @@ def _placing(record: RequestRecord) -> Iterator[Span]:
             start_s=start_s,
             end_s=start_s + (recovery.replaced_s or 0.0),
         )
+
+
+def _delivery(
+    axis: _Axis, placing: Iterable[Span], timings: Mapping[Lane, SegmentTiming]
+) -> Iterator[Span]:
+    """From the last placement until the segment that runs first is at its instance."""
+    first = timings.get("alpha") or timings.get("whole")
+    placed_s = max(span.end_s for span in placing if span.kind == "place")
+    if first is not None:
+        yield axis.span("bus", "gateway", first, axis.at(placed_s), first.received_s)
 
 
 def _segment(

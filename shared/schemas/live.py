@@ -14,6 +14,7 @@ class Distribution(Part):
     first_edge_s: float = Field(description="lower edge of the first bin")
     ratio: float = Field(description="of a bin's upper edge to its lower")
     counts: list[int]
+    num_beyond: int = Field(default=0, description="requests beyond the objective, counted exactly")
     p50_s: float | None = None
     p99_s: float | None = None
 

@@ -26,6 +26,8 @@ class Slice:
     num_refused: int = 0
     num_failed: int = 0
     num_tokens: int = 0
+    num_late_ttft: int = 0
+    num_late_tbt: int = 0
     ttft: Bins = field(default_factory=Counter)
     tbt: Bins = field(default_factory=Counter)
 
@@ -37,8 +39,10 @@ class Slice:
         self.num_tokens += record.num_output_tokens
         if record.ttft_s is not None:
             self.ttft[bin_of(record.ttft_s)] += 1
+            self.num_late_ttft += record.ttft_s > record.slo.ttft_s
         if record.tbt_p99_s is not None:
             self.tbt[bin_of(record.tbt_p99_s)] += 1
+            self.num_late_tbt += record.tbt_p99_s > record.slo.tbt_s
 
 
 class Attainment:
@@ -91,8 +95,8 @@ class Attainment:
             num_failed=sum(s.num_failed for s in window),
             goodput_per_s=sum(s.num_met for s in window) / window_s,
             tokens_per_s=sum(s.num_tokens for s in window) / window_s,
-            ttft=distribution(merge(s.ttft for s in window)),
-            tbt=distribution(merge(s.tbt for s in window)),
+            ttft=distribution(merge(s.ttft for s in window), sum(s.num_late_ttft for s in window)),
+            tbt=distribution(merge(s.tbt for s in window), sum(s.num_late_tbt for s in window)),
             history=_history(slices, now),
         )
 

@@ -41,13 +41,14 @@ def quantile(bins: Bins, share: float) -> float | None:
     return float(FIRST_EDGE_S * RATIO**NUM_BINS)
 
 
-def distribution(bins: Bins) -> Distribution:
+def distribution(bins: Bins, num_beyond: int = 0) -> Distribution:
     """From the first bin that holds anything to the last."""
     first, last = min(bins, default=0), max(bins, default=-1)
     return Distribution(
         first_edge_s=FIRST_EDGE_S * RATIO**first,
         ratio=RATIO,
         counts=[bins[index] for index in range(first, last + 1)],
+        num_beyond=num_beyond,
         p50_s=quantile(bins, 0.5),
         p99_s=quantile(bins, 0.99),
     )
