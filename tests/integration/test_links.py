@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import msgspec
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from services.kv_transfer.links import (
     Arriving,
@@ -31,7 +32,9 @@ from services.kv_transfer.links import (
     Readied,
     Sent,
 )
+from services.kv_transfer.links.device_link import DeviceTransport
 from services.kv_transfer.links.pages import Fence, HostPages
+from services.kv_transfer.links.pair import RECEIVER, SENDER
 from tests.integration.link_peer import NUM_BLOCKS, NUM_LAYERS, make_layers
 
 BLOCK_BYTES = 1024
@@ -312,6 +315,31 @@ def test_shared_memory_out_of_reach_falls_back_to_tcp() -> None:
     a.send("h", [2], 1)
     pool.until(lambda: a.sent)
     assert a.sent["h"].transport == "tcp" and a.port.stats().fallbacks == 1
+    for worker in pool.workers:
+        worker.port.close()
+
+
+@pytest.mark.parametrize("at", ["sender", "receiver"])
+def test_a_device_link_that_cannot_be_built_falls_back_visibly(
+    at: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    join = DeviceTransport._join
+
+    def refuse(self: DeviceTransport, store: TCPStore, rank: int, *more: object) -> object:
+        if rank == (SENDER if at == "sender" else RECEIVER):
+            raise RuntimeError("not today")
+        return join(self, store, rank, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DeviceTransport, "_join", refuse)
+    pool = Pool(["gloo", "shm", "tcp"])
+    tuning = LinkTuning(build_timeout_s=3.0)
+    a, b = pool.worker(tuning=tuning), pool.worker(tuning=tuning)
+    open_both(a, b, [1, 2])
+    a.send("h", [2, 3], 2)
+    pool.until(lambda: a.sent and b.complete)
+    assert torch.equal(b.rows([1, 2]), a.rows([2, 3]))
+    assert a.sent["h"].transport == "shm" and a.port.stats().fallbacks == 1
+    assert "gloo cannot be built" in caplog.text
     for worker in pool.workers:
         worker.port.close()
 
@@ -836,6 +864,21 @@ def test_a_peer_frozen_inside_a_payload_loses_the_link() -> None:
     assert a.port.stage("h", 0, ids, True)
     pool.until(lambda: a.failed_out and not a.port.stats().staging_bytes_in_use)
     assert "silent for 300 ms inside a message" in a.failed_out["h"].reason
+    a.port.close()
+    receiver.kill()
+
+
+@pytest.mark.faults
+def test_a_receiver_frozen_under_a_device_transfer_loses_the_link() -> None:
+    pool, receiver = Pool(["gloo"]), Peer("gloo", BLOCK_BYTES)
+    a = pool.worker(tuning=LinkTuning(stall_timeout_s=0.3))
+    receiver.do("expect", handoff_id="h", epoch=1, first_block=0, block_ids=[1], deadline_s=60.0)
+    a.port.offer("h", 1, 1, receiver.address, None, 60.0)
+    pool.until(lambda: a.ready)
+    receiver.process.send_signal(signal.SIGSTOP)
+    assert a.port.stage("h", 0, [1], True)
+    pool.until(lambda: a.failed_out and not a.port.stats().staging_bytes_in_use)
+    assert "has taken nothing for 0.3 s" in a.failed_out["h"].reason
     a.port.close()
     receiver.kill()
 
