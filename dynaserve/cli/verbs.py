@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
         "dynaserve.cli.bench:main", "Replay traces, find capacity, compare systems.", raw=True
     ),
     "profile": Verb("dynaserve.cli.profile:profile", "Fit the latency model to an instance."),
+    "simulate": Verb("dynaserve.cli.simulate:simulate", "What a pool would do with a trace."),
     "dashboards": Verb("dynaserve.cli.dashboards:main", "Boards for Grafana.", raw=True),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }
