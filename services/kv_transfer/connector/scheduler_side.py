@@ -25,6 +25,11 @@ from shared.kv_seam import HandoffSignal, LostSegment
 from shared.schemas.handoff import HandoffAbort, HandoffPhase, HandoffStart, Side
 from shared.schemas.message import unpack_tokens
 from shared.schemas.segment import Continuation
+from shared.telemetry import counter
+
+_fallbacks = counter(
+    "dynaserve_kv_link_fallbacks", "links that could not take their best transport", "link"
+)
 
 MAX_EARLY_MESSAGES = 4096
 """HandoffStart, HandoffAbort and Continuation that may wait for their request; oldest go first."""
@@ -172,6 +177,7 @@ class SchedulerSide:
     def hear(self, news: WorkerNews) -> None:
         """Take in what the workers said of a step, before the step's outputs are processed."""
         self._staging_bytes.update(news.staging_bytes)
+        _fallbacks.add(news.fallbacks)
         for (handoff_id, what), tally in news.tallies.items():
             ranks = self._ranks_said.get((handoff_id, what), 0) + tally.num_ranks
             self._ranks_said[handoff_id, what] = ranks

@@ -108,6 +108,8 @@ class WorkerNews(KVConnectorWorkerMetadata):
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     staging_bytes: dict[int, int] = field(default_factory=dict)
     """Rank -> bytes gathered and not yet confirmed by a peer."""
+    fallbacks: int = 0
+    """Links made since the last news that could not take the transport they should have."""
 
     def note(self, handoff_id: str, what: str, tally: Tally) -> None:
         self.tallies.setdefault((handoff_id, what), Tally()).add(tally)
@@ -115,6 +117,7 @@ class WorkerNews(KVConnectorWorkerMetadata):
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerNews":
         assert isinstance(other, WorkerNews)
         merged = WorkerNews(staging_bytes={**self.staging_bytes, **other.staging_bytes})
+        merged.fallbacks = self.fallbacks + other.fallbacks
         for news in (self, other):
             for (handoff_id, what), tally in news.tallies.items():
                 merged.note(handoff_id, what, tally)

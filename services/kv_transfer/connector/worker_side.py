@@ -74,6 +74,7 @@ class WorkerSide:
         self._bad_block_ids: set[int] = set()
         self._news = WorkerNews()
         self._staging_bytes_told = 0
+        self._fallbacks_told = 0
 
     def take_orders(self, transfers: StepTransfers) -> None:
         """Before the forward pass, so that peers agree while it runs."""
@@ -135,9 +136,12 @@ class WorkerSide:
     def take_news(self) -> WorkerNews | None:
         """What happened since the last call; None when nothing did."""
         news, self._news = self._news, WorkerNews()
-        staging_bytes = self._port.stats().staging_bytes_in_use
-        if not news.tallies and staging_bytes == self._staging_bytes_told:
+        stats = self._port.stats()
+        staging_bytes = stats.staging_bytes_in_use
+        news.fallbacks = stats.fallbacks - self._fallbacks_told
+        if not (news.tallies or news.fallbacks) and staging_bytes == self._staging_bytes_told:
             return None
+        self._fallbacks_told = stats.fallbacks
         self._staging_bytes_told = news.staging_bytes[self._rank] = staging_bytes
         return news
 
