@@ -6,9 +6,11 @@ beta only from the moment it is complete; the bus costs ``bus_latency_s`` per pl
 
 from __future__ import annotations
 
+import gc
 import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -79,6 +81,18 @@ class SimOutcome:
     wasted: dict[str, int] = field(default_factory=dict)
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection: what a run makes lives to its end, scanning it is time lost."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Simulator:
     """Runs one request stream through one pool under one policy."""
 
@@ -129,8 +143,17 @@ class Simulator:
         progress: Callable[[float], None] | None = None,
     ) -> SimOutcome:
         """Simulate until every request is done, or more than ``max_missed`` measured ones miss."""
-        self._max_missed = max_missed
         self._missed = 0
+        with collector_paused():
+            self._run(requests, max_missed, progress)
+        return self.outcome
+
+    def _run(
+        self,
+        requests: Sequence[SimRequest],
+        max_missed: int | None,
+        progress: Callable[[float], None] | None,
+    ) -> None:
         for at_s, index in self.settings.losses:
             self._push(at_s, partial(self._lose, self.instances[index]))
         for due in self._occurrences(requests):
@@ -144,7 +167,6 @@ class Simulator:
                 self.outcome.stopped_early = True
                 break
         self.outcome.end_s = self.now_s
-        return self.outcome
 
     def _occurrences(self, requests: Sequence[SimRequest]) -> Iterator[SimRequest | Event]:
         """Arrivals and events in time order."""
