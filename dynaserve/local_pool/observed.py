@@ -11,7 +11,7 @@ from dynaserve.local_pool.plan import Part
 from dynaserve.local_pool.settings import PoolSettings
 
 SERVICE_OF = {"kv": "kv_transfer", "scheduler": "global_sched", "instance": "gpu_instance"}
-TARGETS_FILE = "prometheus-targets.json"
+TARGETS_FOLDER = "targets"
 
 
 class TargetGroup(TypedDict):
@@ -61,13 +61,14 @@ def targets(parts: Iterable[Part], settings: PoolSettings) -> list[TargetGroup]:
     ]
 
 
-def write_targets(groups: Sequence[TargetGroup], folder: Path) -> Path:
-    """Put the file in place at once: Prometheus may be reading it."""
+def write_targets(groups: Sequence[TargetGroup], settings: PoolSettings) -> Path:
+    """One file a pool, all in one folder, as Prometheus looks into no deeper ones."""
+    folder = settings.log_folder / TARGETS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TARGETS_FILE
-    part_written = path.with_suffix(".tmp")
-    part_written.write_text(json.dumps(groups, indent=2))
-    part_written.replace(path)
+    path = folder / f"{settings.pool}.json"
+    being_written = path.with_suffix(".tmp")
+    being_written.write_text(json.dumps(groups, indent=2))
+    being_written.replace(path)  # at once: Prometheus may be reading it
     return path
 
 

@@ -67,7 +67,7 @@ class LocalPool:
         model = "" if self.settings.model else str(demo_model())
         parts = plan_parts(self.settings, look(), self.nats_url, model)
         parts = observed(parts, self.settings, free_port)
-        self.targets_file = write_targets(targets(parts, self.settings), self.log_folder)
+        self.targets_file = write_targets(targets(parts, self.settings), self.settings)
         for part in parts:
             child = Child(part, self.log_folder)
             child.log_path.unlink(missing_ok=True)
@@ -89,6 +89,8 @@ class LocalPool:
             ending = [c.stop(STOP_S) for n, c in self.children.items() if n.startswith(prefix)]
             await asyncio.gather(*ending)
         self.children.clear()
+        if self.targets_file is not None:
+            self.targets_file.unlink(missing_ok=True)
         if self._nats is not None:
             self._nats.stop()
             self._nats = None
