@@ -11,12 +11,15 @@ MAX_OUTPUT = 40
 
 @dataclass(frozen=True)
 class SoakRequest:
-    """``cancel_at``: when the client leaves, as a share of the usual duration; None: it stays."""
+    """A client that leaves does so when it has seen ``leave_after`` pieces of the answer; with 0,
+    after the share ``leave_at`` of the usual duration, most likely before the first. None: stays.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
     cut: int
-    cancel_at: float | None
+    leave_after: int | None
+    leave_at: float
 
 
 def make_load(count: int, seed: int, vocabulary: Sequence[int]) -> Iterator[SoakRequest]:
@@ -29,5 +32,13 @@ def make_load(count: int, seed: int, vocabulary: Sequence[int]) -> Iterator[Soak
             prompt=tuple(draw.choices(vocabulary, k=num_prompt)),
             max_tokens=max_tokens,
             cut=draw.randint(1, num_prompt + max_tokens - 2),
-            cancel_at=draw.uniform(0, 1.2) if draw.random() < SHARE_CANCELLED else None,
+            leave_after=_leave_after(draw, max_tokens),
+            leave_at=draw.uniform(0, 0.5),
         )
+
+
+def _leave_after(draw: random.Random, max_tokens: int) -> int | None:
+    """Half of those that leave do so while nothing has come yet."""
+    if draw.random() >= SHARE_CANCELLED:
+        return None
+    return draw.choice([0, draw.randint(1, max_tokens - 1)])

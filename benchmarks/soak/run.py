@@ -90,7 +90,7 @@ class Soak:
         self, client: httpx.AsyncClient, free: asyncio.Semaphore, request: SoakRequest
     ) -> None:
         async with free:
-            patience_s = None if request.cancel_at is None else request.cancel_at * self.usual_s
+            patience_s = request.leave_at * self.usual_s if request.leave_after == 0 else None
             try:
                 async with asyncio.timeout(patience_s):
                     end = await self._stream(client, request)
@@ -113,12 +113,16 @@ class Soak:
             "vllm_xargs": {"dynaserve_cut": request.cut},
         }
         finished = done = False
+        num_seen = 0
         async with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 return f"status {response.status_code}"
             async for line in response.aiter_lines():
                 finished = finished or '"finish_reason":"length"' in line
                 done = done or line == "data: [DONE]"
+                num_seen += line.startswith("data: {")
+                if request.leave_after and num_seen >= request.leave_after and not finished:
+                    return "cancelled"
         if not (finished and done):
             return "ended without its last token"
         self.usual_s += 0.1 * (time.monotonic() - started_s - self.usual_s)

@@ -19,5 +19,5 @@ async def test_after_100_requests_and_many_cancels_nothing_is_held(
     assert result.failed == {}
     assert result.leaks == []
     assert result.completed + result.cancelled == 100
-    assert result.cancelled >= 15
+    assert result.cancelled >= 20
     assert result.handoffs["adopted"] >= 40
