@@ -4,7 +4,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-SHARE_CANCELLED = 1 / 3
+SHARE_LEAVING = 0.5
+"""Some have their whole answer before they leave: about a third is cancelled in the end."""
 MAX_PROMPT = 300
 MAX_OUTPUT = 40
 
@@ -23,7 +24,7 @@ class SoakRequest:
 
 
 def make_load(count: int, seed: int, vocabulary: Sequence[int]) -> Iterator[SoakRequest]:
-    """``count`` requests, each cut somewhere, about a third cancelled at some moment."""
+    """``count`` requests, each cut somewhere; half of the clients mean to leave at some moment."""
     draw = random.Random(seed)
     for _ in range(count):
         num_prompt = draw.randint(2, MAX_PROMPT)
@@ -39,6 +40,6 @@ def make_load(count: int, seed: int, vocabulary: Sequence[int]) -> Iterator[Soak
 
 def _leave_after(draw: random.Random, max_tokens: int) -> int | None:
     """Half of those that leave do so while nothing has come yet."""
-    if draw.random() >= SHARE_CANCELLED:
+    if draw.random() >= SHARE_LEAVING:
         return None
     return draw.choice([0, draw.randint(1, max_tokens - 1)])
