@@ -37,5 +37,7 @@ VERBS: dict[str, Verb] = {
     "profile": Verb("dynaserve.cli.profile:profile", "Fit the latency model to an instance."),
     "simulate": Verb("dynaserve.cli.simulate:simulate", "What a pool would do with a trace."),
     "dashboards": Verb("dynaserve.cli.dashboards:main", "Boards for Grafana.", raw=True),
+    "explain": Verb("dynaserve.cli.explain:explain", "Say why a request took as long as it did."),
+    "top": Verb("dynaserve.cli.top:top", "Watch the pool in the terminal."),
     "doctor": Verb("dynaserve.cli.doctor:doctor", "Say what is wrong, and how to mend it."),
 }

@@ -4,18 +4,22 @@ The middleware puts an ``HttpContext`` into a context variable; every task vLLM 
 request inherits it, down to the engine client.
 """
 
+import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
+from shared.schemas.place import Plan
 from shared.schemas.request import Slo
 
 MAX_ID_LENGTH = 128
 TRACE_HEADERS = ("traceparent", "tracestate")
+PLAN_HEADER = "x-dynaserve-plan"
+MAX_PLANS_TOLD = 16
 
 
 @dataclass(slots=True)
@@ -26,6 +30,9 @@ class HttpContext:
     slo: Slo
     trace_headers: dict[str, str] | None = None
     retry_after_s: float | None = None
+    wants_plan: bool = False
+    plans: list[Plan] = field(default_factory=list)
+    """Of its requests to the pool, in the order of their first tokens."""
     operation: str = "text_completion"
     """As the semantic conventions for generative AI name what is asked for."""
     received_s: float | None = None
@@ -45,7 +52,32 @@ def read_context(headers: Mapping[str, str], settings: GatewaySettings) -> HttpC
             name=_class_name(headers.get("x-slo-class", "default")),
         ),
         trace_headers={k: headers[k] for k in TRACE_HEADERS if k in headers} or None,
+        wants_plan=_wants_plan(headers.get(PLAN_HEADER)),
     )
+
+
+def _wants_plan(given: str | None) -> bool:
+    if given not in (None, "0", "1"):
+        raise InvalidRequest(f"must be 1 or 0, not {given!r}", PLAN_HEADER)
+    return given == "1"
+
+
+def plan_lines(plans: Sequence[Plan]) -> list[str]:
+    """One header line a plan: JSON in ASCII with where it runs, where it is cut, and why there.
+
+    Joined by commas, as HTTP allows, they are what stands between the brackets of a JSON array.
+    """
+    return [
+        json.dumps(
+            {
+                "alpha": plan.alpha_id,
+                "beta": plan.beta_id,
+                "cut": plan.cut,
+                "reason": plan.reason,
+            }
+        )
+        for plan in plans[:MAX_PLANS_TOLD]
+    ]
 
 
 def operation_of(path: str) -> str:

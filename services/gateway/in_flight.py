@@ -42,6 +42,7 @@ class FirstToken:
     submitted_s: float
     placed_s: float
     queued_s: float
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,7 @@ class InFlight:
             submitted_s=self.timeline.arrived_s,
             placed_s=self.placed_s or now_s,
             queued_s=delta.queued_s or 0.0,
+            plan=self.plan,
         )
         return Delivered(delta, first)
 

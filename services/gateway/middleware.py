@@ -13,7 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.http_context import HttpContext, current, operation_of, read_context
+from services.gateway.http_context import (
+    PLAN_HEADER,
+    HttpContext,
+    current,
+    operation_of,
+    plan_lines,
+    read_context,
+)
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
 
@@ -71,6 +78,7 @@ class _Answer:
         if _is_stream(message):
             self._held = message
         else:
+            self._tell_plans(message)
             await self._send(message)
 
     async def _first_body(self, start: Message, message: Message) -> None:
@@ -80,6 +88,7 @@ class _Answer:
             self._replaced = True
             start, message = _as_plain_error(start, body)
             self._label(start)
+        self._tell_plans(start)
         await self._send(start)
         await self._send(message)
 
@@ -89,6 +98,12 @@ class _Answer:
         if start["status"] in BUSY_STATUS:
             wait_s = self._context.retry_after_s or DEFAULT_RETRY_AFTER_S
             headers["retry-after"] = str(max(1, math.ceil(wait_s)))
+
+    def _tell_plans(self, start: Message) -> None:
+        """A stream's first event comes with its first token: the plan is known by then."""
+        headers = MutableHeaders(raw=start["headers"])
+        for line in plan_lines(self._context.plans):
+            headers.append(PLAN_HEADER, line)
 
 
 def error_response(status: int, kind: str, message: str, param: str | None = None) -> JSONResponse:

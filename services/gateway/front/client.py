@@ -108,9 +108,18 @@ class PoolEngineClient(EngineCoreClient):
     def deliver(self, outputs: list[Delivered]) -> None:
         """All tokens of one frame in one batch, as one engine step would give them."""
         for delivered in outputs:
+            self._note_plan(delivered)
             if delivered.delta.finish_reason is not None:
                 self._contexts.pop(delivered.delta.request_id, None)
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[to_output(o) for o in outputs]))
+
+    def _note_plan(self, delivered: Delivered) -> None:
+        """Where it runs, for the head of the answer; known before that is sent."""
+        if delivered.first is None or delivered.first.plan is None:
+            return
+        context = self._contexts.get(delivered.delta.request_id)
+        if context is not None and context.wants_plan:
+            context.plans.append(delivered.first.plan)
 
     def fail(self, request_id: str, error: DynaServeError) -> None:
         context = self._contexts.pop(request_id, None)

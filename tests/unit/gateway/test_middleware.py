@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.gateway.http_context import current
 from services.gateway.middleware import PoolMiddleware
 from services.gateway.settings import GatewaySettings
+from shared.schemas.place import Plan
 
 SETTINGS = GatewaySettings()
 
@@ -148,3 +149,66 @@ async def test_what_is_not_http_passes_untouched() -> None:
 
     await PoolMiddleware(app, SETTINGS)({"type": "lifespan"}, nothing, send)
     assert seen == [{"type": "lifespan"}]
+
+
+PLAN = Plan(
+    request_id="r",
+    epoch=1,
+    scheduler_id="s",
+    policy="dynaserve",
+    alpha_id="a",
+    beta_id="b",
+    cut=7,
+    reason="b is → free",
+)
+
+
+def planned(answer: Response, *plans: Plan) -> ASGIApp:
+    """An application whose requests get their plans after the head was made."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        context = current.get()
+        assert context is not None
+
+        async def send_late(message: Message) -> None:
+            if message["type"] == "http.response.start" and context.wants_plan:
+                is_stream = isinstance(answer, StreamingResponse)
+                if is_stream:
+                    await send(message)
+                context.plans.extend(plans)
+                if is_stream:
+                    return
+            await send(message)
+
+        await answer(scope, receive, send_late)
+
+    return app
+
+
+@pytest.mark.parametrize("answer", [JSONResponse({}), stream_of("data: 1\n\n")])
+async def test_who_asks_is_told_the_plan_with_the_head(answer: Response) -> None:
+    call = await Call(planned(answer, PLAN))(("x-dynaserve-plan", "1"))
+    assert json.loads(call.headers["x-dynaserve-plan"]) == {
+        "alpha": "a",
+        "beta": "b",
+        "cut": 7,
+        "reason": "b is → free",
+    }
+
+
+async def test_several_plans_are_several_lines_that_join_to_an_array() -> None:
+    call = await Call(planned(JSONResponse({}), *[PLAN] * 20))(("x-dynaserve-plan", "1"))
+    lines = [v.decode() for k, v in call.sent[0]["headers"] if k == b"x-dynaserve-plan"]
+    assert len(json.loads(f"[{', '.join(lines)}]")) == 16
+
+
+async def test_who_does_not_ask_is_not_told() -> None:
+    for headers in ([], [("x-dynaserve-plan", "0")]):
+        call = await Call(planned(JSONResponse({}), PLAN))(*headers)
+        assert "x-dynaserve-plan" not in call.headers
+
+
+async def test_an_unclear_wish_for_the_plan_is_a_400() -> None:
+    call = await Call(JSONResponse({}))(("x-dynaserve-plan", "maybe"))
+    assert call.status == 400
+    assert json.loads(call.body)["error"]["param"] == "x-dynaserve-plan"

@@ -1,0 +1,1 @@
+"""``dynaserve top``: the live page in a terminal."""
