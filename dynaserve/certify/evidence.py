@@ -52,16 +52,21 @@ def objection(case: Case, evidence: Evidence | None) -> str | None:
 
 
 def _handoff_objection(case: Case, handoff: HandoffRecord) -> str | None:
-    expected = HANDED_OVER if case.hands_over else ENDED
-    if case.hands_over and case.caching:
-        expected = expected | {"not_needed"}
-    if handoff.outcome not in expected:
+    if handoff.outcome not in expected_outcomes(case):
         return f"its handoff ended as {handoff.outcome} {handoff.detail}".rstrip()
     if handoff.transport != case.transport:
         return f"its KV went by {handoff.transport}, not {case.transport}"
     if handoff.outcome == "adopted" and not handoff.num_bytes:
         return "no KV moved"
     return None
+
+
+def expected_outcomes(case: Case) -> frozenset[str]:
+    """How the handoff of a case may end."""
+    if case.hands_over:
+        return HANDED_OVER | {"not_needed"} if case.caching else HANDED_OVER
+    # A stop string is found at the gateway: alpha may have reached the cut before it hears of it.
+    return ENDED | HANDED_OVER if "stop" in case.subject.sampling else ENDED
 
 
 def uncut_objection(evidence: Evidence | None) -> str | None:

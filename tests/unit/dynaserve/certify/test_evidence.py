@@ -74,6 +74,12 @@ def test_a_request_that_ends_before_its_cut_must_not_hand_over(outcome: str, cou
     assert (objection(case(hands_over=False), found) is None) is counts
 
 
+def test_alpha_may_reach_the_cut_before_it_hears_of_a_stop_string() -> None:
+    late = case(hands_over=False)
+    late = replace(late, subject=replace(late.subject, sampling={"stop": ["a b"]}))
+    assert objection(late, Evidence(request_record(), handoff_record("adopted"))) is None
+
+
 def test_a_reference_that_was_cut_is_objected_to() -> None:
     assert "cut at 40" in (uncut_objection(Evidence(request_record(), handoff_record())) or "")
     assert uncut_objection(None) is not None
