@@ -42,6 +42,8 @@ class DynaServeSettings:
     """Cost of making a further instance decode, as a share of the base cost it then pays."""
     least_gain: float = 0.05
     """A cut must beat the best uncut placement by this share of its cost."""
+    least_gain_all_decode: float = 0.5
+    """The same when every instance decodes: a cut then saves no base cost, it only adds work."""
     least_gain_s: float = 2e-3
     control_share: float = 0.015
 
@@ -187,7 +189,7 @@ class DynaServe:
         disaggregated = min(at_prompt, key=_cost, default=None)
         control = self._is_control(request.request_id)
         chosen, reason = best_uncut, "uncut is cheapest"
-        if best_cut is not None and self._pays(best_cut, best_uncut):
+        if best_cut is not None and self._pays(best_cut, best_uncut, turn):
             if request.traffic_class in turn.pool.unsplit_classes:
                 reason = "guard: cuts lost against the control group in this class"
             elif control:
@@ -210,9 +212,10 @@ class DynaServe:
             tuple(sorted(turn.holders)),
         )
 
-    def _pays(self, cut: Candidate, uncut: Candidate) -> bool:
-        gain_s = _cost(uncut) - _cost(cut)
-        return gain_s > self.settings.least_gain_s + self.settings.least_gain * _cost(uncut)
+    def _pays(self, cut: Candidate, uncut: Candidate, turn: Turn) -> bool:
+        settings = self.settings
+        share = settings.least_gain_all_decode if turn.all_hold else settings.least_gain
+        return _cost(uncut) - _cost(cut) > settings.least_gain_s + share * _cost(uncut)
 
     def _is_control(self, request_id: str) -> bool:
         return crc32(request_id.encode()) % 10_000 < 10_000 * self.settings.control_share
