@@ -1,6 +1,6 @@
 """Simulated engine steps per second of one core (CPU time).
 
-    python benchmarks/simulation/speed.py [FILE.json]
+python benchmarks/simulation/speed.py [FILE.json]
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ DATA_WITHIN_S = 30.0
 MAX_SERIES = 200
 UNITS = frozenset(
     "seconds bytes tokens requests ratio handoffs segments blocks messages placements errors "
-    "consumers reconnects fallbacks events items instances recoveries deltas leases steps mode".split()
+    "consumers reconnects fallbacks events items instances recoveries deltas leases steps "
+    "mode".split()
 )
 LABELS = frozenset(
     "le actor code ended group how instance_id kind mode objective outcome phase policy queue "
