@@ -34,6 +34,10 @@ _fallbacks = counter(
 MAX_EARLY_MESSAGES = 4096
 """HandoffStart, HandoffAbort and Continuation that may wait for their request; oldest go first."""
 
+LOST_GRACE_S = 0.5
+"""After its handoff failed, a beta waits this long for tokens, or for word that there are none: what
+comes over the link (alpha withdrew) may overtake what comes over the bus (a cancel, the end)."""
+
 
 @dataclass(slots=True)
 class Handoff:
@@ -75,6 +79,8 @@ class Beta(Handoff):
     settled: bool = False
     """Nothing is asked of the peer any more: loaded, not needed, or computed here."""
     failed: bool = False
+    patience_end_s: float = 0.0
+    """Without alpha's tokens by then, the segment is lost."""
     continued_at_s: float | None = None
 
 
@@ -124,7 +130,11 @@ class SchedulerSide:
             if params["transport"]:
                 self._offer(side, params["peer_addresses"], params["transport"])
         else:
-            side = Beta(**common, tokens_known=request.num_output_tokens == 0)
+            side = Beta(
+                **common,
+                tokens_known=request.num_output_tokens == 0,
+                patience_end_s=params["deadline_s"],
+            )
             self._betas[side.handoff_id] = side
         self._by_request[request.request_id] = side
         for message in self._early.pop(side.handoff_id, ()):
@@ -260,9 +270,7 @@ class SchedulerSide:
         return [
             LostSegment(beta.request.request_id, "the first segment's KV and tokens did not come")
             for beta in self._betas.values()
-            if not beta.settled
-            and not beta.tokens_known
-            and (beta.failed or now_s > beta.deadline_s)
+            if not beta.settled and not beta.tokens_known and now_s > beta.patience_end_s
         ]
 
     def take_signals(self) -> list[HandoffSignal]:
@@ -369,6 +377,8 @@ class SchedulerSide:
         """The KV will not come. With its tokens known the request computes it; else it is lost."""
         if not beta.failed:
             beta.failed = True
+            grace_end_s = self._unix_s() + LOST_GRACE_S
+            beta.patience_end_s = min(beta.patience_end_s, grace_end_s)
             if not beta.tokens_known:
                 self._signal(beta, "failed", detail=reason)
 

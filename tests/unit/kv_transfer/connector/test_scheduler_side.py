@@ -276,6 +276,29 @@ def test_beta_without_its_tokens_is_lost_with_the_handoff() -> None:
     assert side.num_open == 0
 
 
+def test_a_handoff_that_failed_leaves_time_for_word_over_the_bus() -> None:
+    now = [10.0]
+    side = SchedulerSide(BLOCK, 1, unix_s=lambda: now[0])
+    request = handoff_request("beta", cut=42, num_output=3)
+    side.on_new_request(request)
+    side.abort(HandoffAbort(handoff_id="h", epoch=1, reason="alpha withdrew"))
+    assert side.expire(10.4) == []
+    (lost,) = side.expire(10.6)
+    assert lost.engine_request_id == request.request_id
+
+
+def test_tokens_within_that_time_are_enough_to_go_on() -> None:
+    now = [10.0]
+    side = SchedulerSide(BLOCK, 1, unix_s=lambda: now[0])
+    request = handoff_request("beta", cut=42, num_output=3)
+    side.on_new_request(request)
+    side.abort(HandoffAbort(handoff_id="h", epoch=1, reason="link lost"))
+    tokens = Continuation(handoff_id="h", request_id="r", epoch=1, token_ids=pack_tokens([5, 6, 7]))
+    side.continue_with(tokens)
+    assert side.expire(11.0) == []
+    assert side.num_matched_tokens(request, 0) == (0, False)
+
+
 def test_with_two_ranks_nothing_counts_before_both_said_it() -> None:
     side = SchedulerSide(BLOCK, 2)
     request = handoff_request("alpha", cut=40)
