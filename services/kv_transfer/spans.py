@@ -10,7 +10,9 @@ def record_transfer(close: Close, traceparent: str | None, transport: Transport)
     if traceparent is None:
         return
     ready_s = close.ready_at_s if close.ready_at_s is not None else close.released_at_s
-    start_s = min(close.streaming_at_s or close.opened_at_s, ready_s)
+    # Beta may wait before the first chunk is reported: an engine tells it with its next step.
+    exposed_since_s = ready_s - close.exposed_s
+    start_s = min(close.streaming_at_s or close.opened_at_s, exposed_since_s)
     end_s = max(close.adopted_at_s or ready_s, ready_s)
     headers = record_span(
         {"traceparent": traceparent},
@@ -27,6 +29,5 @@ def record_transfer(close: Close, traceparent: str | None, transport: Transport)
         },
     )
     if close.outcome == "adopted":
-        exposed_since_s = max(start_s, ready_s - close.exposed_s)
         record_span(headers, "transfer hidden", start_s, exposed_since_s)
         record_span(headers, "transfer exposed", exposed_since_s, end_s)

@@ -35,8 +35,9 @@ MAX_EARLY_MESSAGES = 4096
 """HandoffStart, HandoffAbort and Continuation that may wait for their request; oldest go first."""
 
 LOST_GRACE_S = 0.5
-"""After its handoff failed, a beta waits this long for tokens, or for word that there are none: what
-comes over the link (alpha withdrew) may overtake what comes over the bus (a cancel, the end)."""
+"""After its handoff failed, a beta waits this long for tokens, or for word that there are none:
+what comes over the link (alpha withdrew) may overtake what comes over the bus (a cancel, the end).
+"""
 
 
 @dataclass(slots=True)
