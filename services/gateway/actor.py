@@ -201,6 +201,7 @@ class GatewayActor(Actor):
             self._on_late_plan(entry, plan)
             return
         entry.planned(plan, self.clock.monotonic_s())
+        self._sink.placed(entry.request_id, plan)
         self._traces.placed(entry)
         for instance_id in {plan.alpha_id, plan.beta_id}.intersection(self._lost_instances):
             if instance_id is not None:

@@ -4,12 +4,14 @@ The middleware puts an ``HttpContext`` into a context variable; every task vLLM 
 request inherits it, down to the engine client.
 """
 
+import asyncio
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.gateway.settings import GatewaySettings
 from shared.errors import InvalidRequest
@@ -31,8 +33,9 @@ class HttpContext:
     trace_headers: dict[str, str] | None = None
     retry_after_s: float | None = None
     wants_plan: bool = False
-    plans: list[Plan] = field(default_factory=list)
-    """Of its requests to the pool, in the order of their first tokens."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """The latest of each of its requests to the pool."""
+    is_planned: asyncio.Event = field(default_factory=asyncio.Event)
     operation: str = "text_completion"
     """As the semantic conventions for generative AI name what is asked for."""
     received_s: float | None = None
@@ -62,7 +65,7 @@ def _wants_plan(given: str | None) -> bool:
     return given == "1"
 
 
-def plan_lines(plans: Sequence[Plan]) -> list[str]:
+def plan_lines(plans: Iterable[Plan]) -> list[str]:
     """One header line a plan: JSON in ASCII with where it runs, where it is cut, and why there.
 
     Joined by commas, as HTTP allows, they are what stands between the brackets of a JSON array.
@@ -76,7 +79,7 @@ def plan_lines(plans: Sequence[Plan]) -> list[str]:
                 "reason": plan.reason,
             }
         )
-        for plan in plans[:MAX_PLANS_TOLD]
+        for plan in islice(plans, MAX_PLANS_TOLD)
     ]
 
 

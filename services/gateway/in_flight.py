@@ -42,7 +42,6 @@ class FirstToken:
     submitted_s: float
     placed_s: float
     queued_s: float
-    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,9 @@ class Sink(Protocol):
 
     def deliver(self, outputs: list[Delivered]) -> None:
         """All tokens that became ready together."""
+
+    def placed(self, request_id: str, plan: Plan) -> None:
+        """Where the request runs from now on; may come behind its first tokens."""
 
     def fail(self, request_id: str, error: DynaServeError) -> None:
         """The request ends here; called at most once, and nothing is delivered after it."""
@@ -174,7 +176,6 @@ class InFlight:
             submitted_s=self.timeline.arrived_s,
             placed_s=self.placed_s or now_s,
             queued_s=delta.queued_s or 0.0,
-            plan=self.plan,
         )
         return Delivered(delta, first)
 

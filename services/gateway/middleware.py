@@ -5,6 +5,8 @@ as the first event. Here the head of a stream is held until its first event, and
 error the client gets its status and body instead, as it would without streaming.
 """
 
+import asyncio
+import contextlib
 import json
 import math
 import time
@@ -27,6 +29,7 @@ from shared.errors import InvalidRequest
 STREAMED_ERROR = b'data: {"error"'
 BUSY_STATUS = frozenset({429, 503})
 DEFAULT_RETRY_AFTER_S = 1.0
+PLAN_WAIT_S = 0.5
 
 
 class PoolMiddleware:
@@ -78,7 +81,7 @@ class _Answer:
         if _is_stream(message):
             self._held = message
         else:
-            self._tell_plans(message)
+            await self._tell_plans(message)
             await self._send(message)
 
     async def _first_body(self, start: Message, message: Message) -> None:
@@ -88,7 +91,7 @@ class _Answer:
             self._replaced = True
             start, message = _as_plain_error(start, body)
             self._label(start)
-        self._tell_plans(start)
+        await self._tell_plans(start)
         await self._send(start)
         await self._send(message)
 
@@ -99,10 +102,16 @@ class _Answer:
             wait_s = self._context.retry_after_s or DEFAULT_RETRY_AFTER_S
             headers["retry-after"] = str(max(1, math.ceil(wait_s)))
 
-    def _tell_plans(self, start: Message) -> None:
-        """A stream's first event comes with its first token: the plan is known by then."""
+    async def _tell_plans(self, start: Message) -> None:
+        """A stream's first event comes with its first token, which may overtake the plan."""
+        if not self._context.wants_plan:
+            return
+        if start["status"] == 200:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PLAN_WAIT_S):
+                    await self._context.is_planned.wait()
         headers = MutableHeaders(raw=start["headers"])
-        for line in plan_lines(self._context.plans):
+        for line in plan_lines(self._context.plans.values()):
             headers.append(PLAN_HEADER, line)
 
 

@@ -16,6 +16,7 @@ from services.gateway.front.translate import Translator, to_output
 from services.gateway.http_context import HttpContext, current
 from services.gateway.in_flight import Ask, Delivered, Outcome
 from shared.errors import DynaServeError, InvalidRequest, NoInstance, Overloaded
+from shared.schemas.place import Plan
 
 
 class Pool(Protocol):
@@ -108,18 +109,15 @@ class PoolEngineClient(EngineCoreClient):
     def deliver(self, outputs: list[Delivered]) -> None:
         """All tokens of one frame in one batch, as one engine step would give them."""
         for delivered in outputs:
-            self._note_plan(delivered)
             if delivered.delta.finish_reason is not None:
                 self._contexts.pop(delivered.delta.request_id, None)
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[to_output(o) for o in outputs]))
 
-    def _note_plan(self, delivered: Delivered) -> None:
-        """Where it runs, for the head of the answer; known before that is sent."""
-        if delivered.first is None or delivered.first.plan is None:
-            return
-        context = self._contexts.get(delivered.delta.request_id)
-        if context is not None and context.wants_plan:
-            context.plans.append(delivered.first.plan)
+    def placed(self, request_id: str, plan: Plan) -> None:
+        context = self._contexts.get(request_id)
+        if context is not None:
+            context.plans[request_id] = plan
+            context.is_planned.set()
 
     def fail(self, request_id: str, error: DynaServeError) -> None:
         context = self._contexts.pop(request_id, None)

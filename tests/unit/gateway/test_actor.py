@@ -50,6 +50,7 @@ class RecordingSink:
         self.outputs: defaultdict[str, list[Delivered]] = defaultdict(list)
         self.batches: list[list[str]] = []
         self.failures: dict[str, DynaServeError] = {}
+        self.plans: dict[str, Plan] = {}
         self._changed = asyncio.Event()
 
     def deliver(self, outputs: list[Delivered]) -> None:
@@ -57,6 +58,9 @@ class RecordingSink:
         for each in outputs:
             self.outputs[each.delta.request_id].append(each)
         self._changed.set()
+
+    def placed(self, request_id: str, plan: Plan) -> None:
+        self.plans[request_id] = plan
 
     def fail(self, request_id: str, error: DynaServeError) -> None:
         assert request_id not in self.failures

@@ -175,7 +175,8 @@ def planned(answer: Response, *plans: Plan) -> ASGIApp:
                 is_stream = isinstance(answer, StreamingResponse)
                 if is_stream:
                     await send(message)
-                context.plans.extend(plans)
+                context.plans.update({str(n): plan for n, plan in enumerate(plans)})
+                asyncio.get_running_loop().call_soon(context.is_planned.set)
                 if is_stream:
                     return
             await send(message)
