@@ -36,8 +36,8 @@ class RequestTraces:
         if span is None:
             return ask
         self._spans[request.request_id] = span
-        record_span(span.headers, "receive", start_s, now_s)
         traced = request.model_copy(update={"trace_headers": span.headers})
+        record_span(span.headers, "receive", start_s, self._clock.unix_s())
         return replace(ask, request=traced)
 
     def placed(self, entry: InFlight) -> None:

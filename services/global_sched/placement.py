@@ -251,7 +251,11 @@ def carry_out(
     )
     if decision.cut is None or decision.beta_id is None or coordinator_id is None:
         whole = Segment(
-            role="whole", epoch=place.epoch, gateway_id=place.gateway_id, request=place.request
+            role="whole",
+            epoch=place.epoch,
+            gateway_id=place.gateway_id,
+            request=place.request,
+            sent_s=now_s + decision_s,
         )
         return Placement(plan, [(decision.alpha_id, whole)], None, request)
     deadline_s = _handoff_deadline_s(place, request, decision.cut, now_s, handoff_timeout_s)
@@ -268,7 +272,7 @@ def carry_out(
         ),
         traceparent=(place.request.trace_headers or {}).get("traceparent"),
     )
-    segments = _segments(place, opening, coordinator_id, records)
+    segments = _segments(place, opening, coordinator_id, records, now_s + decision_s)
     return Placement(plan, segments, opening, request)
 
 
@@ -277,6 +281,7 @@ def _segments(
     opening: HandoffOpen,
     coordinator_id: str,
     records: Mapping[str, InstanceRecord],
+    sent_s: float,
 ) -> list[tuple[str, Segment]]:
     sides = (
         ("alpha", opening.alpha_id, opening.beta_id),
@@ -290,6 +295,7 @@ def _segments(
                 epoch=place.epoch,
                 gateway_id=place.gateway_id,
                 request=place.request,
+                sent_s=sent_s,
                 handoff=HandoffRef(
                     handoff_id=opening.handoff_id,
                     cut=opening.cut,

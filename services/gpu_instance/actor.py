@@ -135,6 +135,7 @@ class InstanceActor(Actor):
         self.spawn(self.loads.run(), "telemetry")
         self.spawn(self._sweep(), "deadlines")
         self.spawn(self._audit(), "audit")
+        self._segment_lag = self.measure_lag("segments")
         self.show_queue("segments", lambda: len(self.ledger.alive), self.settings.max_segments)
         self.show_queue("outbox", lambda: len(self.outbox), self.outbox.max_pending)
         await self.listen(self.subjects.segment(self.id), SEGMENT, self._on_segment)
@@ -183,7 +184,9 @@ class InstanceActor(Actor):
             self._tell_peer_of_end(segment)
 
     def _take(self, segment: Segment) -> None:
-        self.ledger.admit(segment, self.clock.unix_s())
+        live = self.ledger.admit(segment, self.clock.unix_s())
+        if segment.sent_s is not None:
+            self._segment_lag.observe(live.received_s - segment.sent_s)
         metrics.alive.add(1)
         if segment.handoff is not None:
             self.routes.add(segment)

@@ -12,6 +12,8 @@ def record_segment(live: LiveSegment, timing: SegmentTiming, how: str) -> None:
         "dynaserve.instance": timing.instance_id,
         "dynaserve.epoch": timing.epoch,
     }
+    if live.segment.sent_s is not None:
+        record_span(headers, "dispatch", live.segment.sent_s, timing.received_s, attributes)
     queued_since_s = timing.received_s
     if timing.role == "beta":
         queued_since_s = _end_of_wait_s(live, timing)

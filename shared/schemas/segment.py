@@ -37,6 +37,7 @@ class Segment(Message):
     gateway_id: InstanceId
     request: GenerationRequest
     handoff: HandoffRef | None = Field(default=None, description="None exactly for role 'whole'")
+    sent_s: float | None = Field(default=None, description="unix time at the scheduler")
 
 
 class SegmentCancel(Message):

@@ -13,9 +13,9 @@ from tests.integration.otlp_collector import Collector, Recorded
 pytestmark = [pytest.mark.timeout(180)]
 
 P = 600
-WHOLE = {"request", "receive", "place", "decide", "queue", "whole", "deliver"}
+WHOLE = {"request", "receive", "place", "decide", "dispatch", "queue", "whole", "deliver"}
 CUT = {
-    *{"request", "receive", "place", "decide", "queue", "alpha", "beta", "deliver"},
+    *{"request", "receive", "place", "decide", "dispatch", "queue", "alpha", "beta", "deliver"},
     *{"wait for KV", "transfer", "transfer hidden", "transfer exposed"},
 }
 OPAQUE = {"request", "wait for KV"}
