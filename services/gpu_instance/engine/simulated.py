@@ -300,7 +300,7 @@ class SimulatedEngine:
             batcher_mode=self.batcher.mode,
             budget_tokens=last.plan.token_budget if last is not None else 0,
             step_s=step_s,
-            predicted_step_s=step_s,
+            predicted_step_s=step_s / self.settings.slowdown,
             slo_headroom=1.0 - step_s / tightest_s if tightest_s else 1.0,
             num_steps=self._num_steps,
             num_generated_tokens=self.steps.num_generated,

@@ -35,6 +35,12 @@ class SimulationSettings(BaseSettings):
     vocab_size: int = Field(default=32_000, gt=1, description="tokens are below this")
     kv_token_bytes: int = Field(default=196_608, gt=0, description="KV of one token, all layers")
     link_bytes_per_s: float = Field(default=20e9, gt=0, description="speed of a KV link")
+    slowdown: float = Field(
+        default=1.0,
+        gt=0,
+        description="steps take so many times what the profile says, and nobody is told: a GPU "
+        "that throttles",
+    )
     speedup: float = Field(
         default=1.0, gt=0, description="simulated seconds per real second, for steps and links"
     )

@@ -64,7 +64,10 @@ class StepComposer:
             return None
         tokens = sum(n for _, n in chunks)
         shape = StepShape(num_decodes, context, tokens, attended)
-        return Step(work, plan, shape, self.model.step_ms(shape) / 1e3)
+        return Step(work, plan, shape, self.step_s(shape))
+
+    def step_s(self, shape: StepShape) -> float:
+        return self.settings.slowdown * self.model.step_ms(shape) / 1e3
 
     def apply(self, step: Step, now_s: float) -> list[Emission]:
         """The step is over: what it produced."""
