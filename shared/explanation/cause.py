@@ -156,11 +156,8 @@ def _of_emitter(record: RequestRecord, emitter: Emitter) -> Cause:
     steps = _steps_of(record.steps, where, "decode")
     late = f"{emitter.num_late_gaps} of {emitter.num_tokens} tokens late"
     if steps is not None and steps.longest_step_s >= LONG_STEP_SHARE * slo_s:
-        typical_s = max(steps.median_step_s, 0.0)
-        step_s = typical_s if typical_s >= LONG_STEP_SHARE * slo_s else steps.longest_step_s
-        up_to = "" if step_s == typical_s else "up to "
         sentence = (
-            f"{where} ran steps of {up_to}{say_s(step_s)} against an SLO of {say_s(slo_s)} "
+            f"{where} ran steps of {_steps_took(steps, slo_s)} against an SLO of {say_s(slo_s)} "
             f"while it decoded ({late})"
         )
         return _tbt("steps", emitter.late_s, sentence, where)
@@ -168,6 +165,16 @@ def _of_emitter(record: RequestRecord, emitter: Emitter) -> Cause:
     if steps is not None:
         sentence += f" though its steps took {say_s(steps.median_step_s)}: preempted or held up"
     return _tbt("stall", emitter.late_s, sentence, where)
+
+
+def _steps_took(steps: StepsSeen, slo_s: float) -> str:
+    """The usual step when that is the trouble, and the longest when it is far from usual."""
+    usual_s, longest_s = steps.median_step_s, steps.longest_step_s
+    if usual_s < LONG_STEP_SHARE * slo_s:
+        return f"up to {say_s(longest_s)}"
+    if longest_s < 2 * usual_s:
+        return say_s(usual_s)
+    return f"{say_s(usual_s)}, up to {say_s(longest_s)},"
 
 
 def _of_handover(record: RequestRecord, emitter: Emitter, gap_s: float) -> Cause:

@@ -11,10 +11,10 @@ from services.gpu_instance.settings import InstanceSettings
 from shared.bus_nats import NatsBus
 
 
-async def run_fleet(nats: str, pool: str, count: int, vocab_size: int) -> None:
+async def run_fleet(nats: str, pool: str, count: int, vocab_size: int, slowdown: float) -> None:
     """Until SIGTERM; they report less often than alone, as they share a core."""
     bus = await NatsBus.connect(nats, "fleet")
-    simulation = SimulationSettings(vocab_size=vocab_size, num_blocks=2048)
+    simulation = SimulationSettings(vocab_size=vocab_size, num_blocks=2048, slowdown=slowdown)
     actors = [
         InstanceActor(
             bus,
@@ -41,8 +41,9 @@ def main() -> None:
     parser.add_argument("--pool", required=True)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--vocab-size", type=int, default=512)
+    parser.add_argument("--slowdown", type=float, default=1.0)
     given = parser.parse_args()
-    asyncio.run(run_fleet(given.nats, given.pool, given.count, given.vocab_size))
+    asyncio.run(run_fleet(given.nats, given.pool, given.count, given.vocab_size, given.slowdown))
 
 
 if __name__ == "__main__":

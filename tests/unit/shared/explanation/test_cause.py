@@ -101,6 +101,11 @@ def test_a_few_long_steps_among_short_ones_are_named_as_such() -> None:
     assert "steps of up to 200 ms" in found.causes[0].sentence
 
 
+def test_steps_that_are_long_and_sometimes_very_long_are_told_both_ways() -> None:
+    found = explain(missed(tbt_p99_s=1.1, emitters=[late()], steps=[steps(0.15, 1.1)]))
+    assert "ran steps of 150 ms, up to 1.10 s, against an SLO of 100 ms" in found.verdict
+
+
 def test_late_tokens_of_fast_steps_are_not_blamed_on_the_steps() -> None:
     found = explain(missed(tbt_p99_s=0.19, emitters=[late()], steps=[steps(0.02, 0.03)]))
     assert found.causes[0].kind == "stall"
