@@ -64,6 +64,8 @@ def _welcome(pool: LocalPool, took_s: float) -> str:
     return (
         f"Ready after {took_s:.0f} s: [bold]{pool.url}/v1[/bold] (NATS {pool.nats_url})\n\n"
         f"  curl {pool.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n\n"
+        f"Live    {pool.url}/dynaserve or `dynaserve top --url {pool.url}`; "
+        f"one request: dynaserve explain ID --url {pool.url}\n"
         f"Metrics {pool.url}/metrics; all parts for Prometheus: {pool.targets_file}\n"
         f"Boards  dynaserve dashboards push --grafana URL; containers: infra/compose/README.md\n"
         f"Traces  {pool.settings.otlp_endpoint or 'off; --otlp-endpoint URL turns them on'}\n\n"

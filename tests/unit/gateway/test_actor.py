@@ -36,6 +36,7 @@ from tests.unit.gateway.fake_pool import (
     stay_silent,
     token_at,
 )
+from tests.unit.shared.explanation.records import record
 
 P = 4
 MAX_TOKENS = 6
@@ -293,6 +294,7 @@ async def test_a_stop_string_ends_a_request_as_stopped() -> None:
 
 async def test_a_failed_segment_is_placed_anew_behind_the_tokens_the_client_has() -> None:
     async def play(pool: FakePool, place: Place, plan: Plan) -> None:
+        await settle()  # the plan comes first
         if place.epoch > 1:
             await run_whole(pool, place, plan)
             return
@@ -313,7 +315,39 @@ async def test_a_failed_segment_is_placed_anew_behind_the_tokens_the_client_has(
     assert again.forced_cut is None
     assert again.avoid == ["a"]
     assert {("a", "r", 1), ("b", "r", 1)} <= set(g.pool.cancels())
-    assert g.pool.records[0].epochs == 2
+    told = g.pool.records[0]
+    assert told.epochs == 2
+    (recovery,) = told.recoveries
+    assert (recovery.code, recovery.instance_id, recovery.position) == ("engine_failed", "a", P + 2)
+    assert recovery.replaced_s is not None
+    assert [(e.from_position, e.num_tokens) for e in told.emitters] == [(P, 2), (P + 2, 4)]
+
+
+async def test_records_of_other_gateways_are_known_too() -> None:
+    async with gateway() as g:
+        theirs = record(request_id="theirs", http_request_id="h2", gateway_id="other")
+        await g.bus.publish(g.pool.subjects.request_events, theirs)
+        await settle()
+        view = await request_view(g.actor, "chatcmpl-h2")
+    assert view is not None
+    assert view["explanations"][0]["verdict"].startswith("Met both objectives")
+
+
+async def test_a_gateway_knows_what_was_before_it() -> None:
+    async with gateway() as g:
+        g.ask()
+        await g.sink.finished()
+        await g.pool.until(lambda: len(g.pool.records) == 1)
+        settings = GatewaySettings.model_validate({"pool": "test", "id": "later"})
+        later = GatewayActor(g.bus, settings, RecordingSink(), clock=g.clock)
+        running = asyncio.create_task(later.run())
+        await later.ready.wait()
+        await settle()
+        known = await request_view(later, g.pool.records[0].http_request_id)
+        later.stop()
+        await running
+    assert known is not None
+    assert known["requests"][0]["request_id"] == "r"
 
 
 async def test_an_instance_that_leaves_the_pool_is_replaced() -> None:
