@@ -320,7 +320,8 @@ async def test_a_failed_segment_is_placed_anew_behind_the_tokens_the_client_has(
     (recovery,) = told.recoveries
     assert (recovery.code, recovery.instance_id, recovery.position) == ("engine_failed", "a", P + 2)
     assert recovery.replaced_s is not None
-    assert [(e.from_position, e.num_tokens) for e in told.emitters] == [(P, 2), (P + 2, 4)]
+    runs = [(e.instance_id, e.from_position, e.num_tokens) for e in told.emitters]
+    assert runs == [("a", P, 1), ("b", P + 1, 1), ("b", P + 2, 4)]
 
 
 async def test_records_of_other_gateways_are_known_too() -> None:
