@@ -85,6 +85,7 @@ class SimOutcome:
 def collector_paused() -> Iterator[None]:
     """No garbage collection: what a run makes lives to its end, scanning it is time lost."""
     was_on = gc.isenabled()
+    gc.collect()  # what the last run left, or a search would pile up gigabytes
     gc.disable()
     try:
         yield
