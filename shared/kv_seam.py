@@ -70,6 +70,9 @@ class KvScheduler(Protocol):
     def abort(self, abort: HandoffAbort) -> None:
         """Free what is held; beta recomputes when it knows its tokens, else it is lost."""
 
+    def cancel(self, request_id: str, epoch: int) -> None:
+        """Give back the blocks of alphas that have ended and still wait to be fetched."""
+
     def continue_with(self, continuation: Continuation) -> bool:
         """Beta: the tokens alpha made. False when there is no such request (yet)."""
 

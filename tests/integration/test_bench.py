@@ -15,7 +15,7 @@ from shared.errors import DynaServeError
 from tests.integration.fake_openai import FakeServer
 
 # A loaded host wakes timers late, never early.
-EARLY_MS = 1.5
+EARLY_MS = 4.0
 LATE_MS = 60.0
 ATTEMPTS = 6
 

@@ -247,6 +247,7 @@ class VllmEngine:
             self._drop(self._live[engine_id])
         if engine_ids:
             self._core.abort_requests(engine_ids)
+        self._kv.cancel(request_id, epoch)
 
     def _continue(self, continuation: Continuation) -> None:
         if continuation.ended:

@@ -256,6 +256,13 @@ class SchedulerSide:
         if not self._keep_if_early(abort):
             self._deliver(abort)
 
+    def cancel(self, request_id: str, epoch: int) -> None:
+        for alpha in list(self._alphas.values()):
+            if alpha.held and alpha.request_id == request_id and alpha.epoch <= epoch:
+                alpha.failed = True
+                self._orders.withdrawn[alpha.handoff_id] = "the request was cancelled"
+                self._signal(alpha, "cancelled")
+
     def continue_with(self, continuation: Continuation) -> bool:
         if self._keep_if_early(continuation):
             return False

@@ -133,6 +133,21 @@ def test_alpha_holds_its_blocks_until_they_are_staged() -> None:
     assert side.num_held_blocks == 0
 
 
+def test_a_cancel_gives_back_what_an_ended_alpha_still_holds() -> None:
+    side, request = alpha_at_work()
+    step_of(side, request, 0, 40)
+    request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    side.on_request_finished(request)
+
+    side.cancel("other", 1)
+    assert not idle_step(side).withdrawn
+    side.cancel("r", 1)
+    assert "h" in idle_step(side).withdrawn
+    side.on_transfers_finished({request.request_id}, set())
+    assert phases(side) == ["cancelled", "released"]
+    assert side.num_open == 0
+
+
 def test_alphas_lease_ends_what_nobody_fetches() -> None:
     side, request = alpha_at_work()
     step_of(side, request, 0, 40)
