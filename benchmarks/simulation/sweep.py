@@ -148,7 +148,8 @@ def table(arguments: Namespace) -> None:
 NOTES = """`bound` is the rate at which the clairvoyant least GPU time of *all* requests fills
 the pool. A capacity may exceed it: one request in ten may miss its SLO, the SLO batcher lets those
 yield, and outputs of thousands of tokens (reasoning, up to 1.2 of the bound) end after the run's
-arrivals do, so those cells compare policies but overstate a sustained rate. `disagg` runs the engine's own batching, `disagg slo` the SLO batcher.
+arrivals do, so those cells compare policies but overstate a sustained rate. `disagg` runs the
+engine's own batching, `disagg slo` the SLO batcher.
 
 At 100 and 50 ms the step's base cost is less than a fifth of the SLO, so `dynaserve` lets every
 instance decode and equals the colocated pool with the SLO batcher. On the hybrid, kinds of traffic
