@@ -138,36 +138,55 @@ def _non_negative(
         active[np.flatnonzero(active)[int(np.argmin(solved))]] = False
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How far a running engine may lead the model away from its prior, and how fast."""
+
+    bounds: tuple[float, float]
+    """Coefficients stay within these times the prior."""
+    prior_weight: float
+    """The prior counts as much as about so many measured steps."""
+    error: float
+    """Relative error expected at first; steps far outside of it are clipped."""
+    unseen: float
+    """A coefficient of the prior below this share of a step's base may still grow to it."""
+
+
+PROFILED = Trust(bounds=(0.2, 5.0), prior_weight=50.0, error=0.05, unseen=1e-3)
+"""The prior was measured on this hardware: it leads, the engine corrects it."""
+UNPROFILED = Trust(bounds=(1e-3, 1e3), prior_weight=0.01, error=1.0, unseen=0.1)
+"""The prior is some other machine's: all but forgotten after some dozen steps."""
+
+
 # Features are divided by these before the recursion, so that its matrix stays well conditioned.
 _SCALE = np.array([1.0, 64.0, 65536.0, 1024.0, 1048576.0])
 
 
 class OnlineLatencyModel:
-    """Recursive least squares with forgetting, clipped, around a profiled prior.
+    """Recursive least squares with forgetting, clipped, around a prior.
 
-    Invariant: coefficients stay within ``bounds`` times the prior, and one outlier (a hiccup of
-    the host) moves the model no more than a step ``clip`` times the usual error would.
+    Invariant: coefficients stay within ``trust.bounds`` times the prior, and one outlier (a hiccup
+    of the host) moves the model no more than a step ``clip`` times the usual error would.
     """
 
     def __init__(
         self,
         prior: LatencyModel,
+        trust: Trust = PROFILED,
         *,
         forgetting: float = 0.999,
-        prior_weight: float = 50.0,
         clip: float = 4.0,
-        bounds: tuple[float, float] = (0.2, 5.0),
     ) -> None:
         self.model = prior
-        self.error = 0.05  # running mean of the relative error
+        self.error = trust.error  # running mean of the relative error
         self._forgetting = forgetting
         self._clip = clip
         self._theta = np.array(prior) * _SCALE
-        floor = max(prior.base_ms, 1e-3) * 1e-3
-        self._low = self._theta * bounds[0]
-        self._high = np.maximum(self._theta * bounds[1], floor)
+        floor = max(prior.base_ms, 1e-3) * trust.unseen
+        self._low = self._theta * trust.bounds[0]
+        self._high = np.maximum(self._theta, floor) * trust.bounds[1]
         # Uncertainty of each coefficient in proportion to its own size: all can move alike.
-        self._initial = np.diag(np.maximum(self._theta, floor) ** 2) / prior_weight
+        self._initial = np.diag(np.maximum(self._theta, floor) ** 2) / trust.prior_weight
         self._covariance = self._initial.copy()
 
     def observe(self, shape: StepShape, measured_ms: float) -> float:
@@ -178,12 +197,14 @@ class OnlineLatencyModel:
         clipped = min(limit, max(-limit, relative))
         # Clipped here too: else one hiccup would widen the band for the next.
         self.error += 0.02 * (abs(clipped) - self.error)
-        self._update(shape, clipped)
+        # In units of the time as predicted or, where that was far too short, as measured (clipped):
+        # the recursion minimises relative error, and a prior far too fast does not look certain.
+        unit = 1.0 + max(clipped, 0.0)
+        self._update(shape, max(predicted, 1e-6) * unit, clipped / unit)
         return relative
 
-    def _update(self, shape: StepShape, relative: float) -> None:
-        # Normalised by the predicted time, so that the recursion minimises relative error.
-        features = np.array((1.0, *shape)) / _SCALE / max(self.model.step_ms(shape), 1e-6)
+    def _update(self, shape: StepShape, unit_ms: float, relative: float) -> None:
+        features = np.array((1.0, *shape)) / (_SCALE * unit_ms)
         direction = self._covariance @ features
         gain = direction / (self._forgetting + float(features @ direction))
         self._theta = np.clip(self._theta + gain * relative, self._low, self._high)

@@ -120,6 +120,7 @@ class PoolTracker:
         if load is None:
             return view
         return view._replace(
+            model=load.latency.model() if load.latency else tracked.model,
             num_decodes=load.num_decodes,
             decode_context_tokens=load.context_sum,
             outstanding_prefill_tokens=prefill + load.outstanding_prefill_tokens,
@@ -136,8 +137,7 @@ class PoolTracker:
         latency = record.latency
         if latency is None:
             return self._default_model
-        seconds = (latency.c0_s, latency.a_s, latency.b_s, latency.p_s, latency.q_s)
-        return LatencyModel(*(1e3 * value for value in seconds))
+        return latency.model()
 
     def _forget_lost(self, tracked: _Tracked, now_s: float) -> None:
         lost = [key for key, (at_s, _) in tracked.unseen.items() if at_s < now_s - UNSEEN_S]

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from shared.latency_model import LatencyModel, OnlineLatencyModel, StepShape
+from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
 
 MAX_PROMPTS_READ = 256
 
@@ -114,9 +114,10 @@ class Batcher:
         settings: BatcherSettings | None = None,
         mode: str = "slo",
         initial_margin: float = 0.05,
+        trust: Trust = PROFILED,
     ) -> None:
         self.settings = settings or BatcherSettings()
-        self.online = OnlineLatencyModel(model)
+        self.online = OnlineLatencyModel(model, trust)
         self.margin = initial_margin
         self.relief = 1.0
         self.step_index = 0

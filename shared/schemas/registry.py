@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from shared.latency_model import LatencyModel
 from shared.schemas.message import InstanceId, Message, Part
 
 InstanceRole = Literal["any", "prefill", "decode"]
@@ -32,6 +33,17 @@ class LatencyCoefficients(Part):
     b_s: float
     p_s: float
     q_s: float
+
+    @classmethod
+    def of(cls, model: LatencyModel) -> "LatencyCoefficients":
+        """In seconds, from the model's milliseconds."""
+        values = (value / 1e3 for value in model)
+        return cls(**dict(zip(cls.model_fields, values, strict=True)))
+
+    def model(self) -> LatencyModel:
+        """In milliseconds, as decisions use it."""
+        seconds = (self.c0_s, self.a_s, self.b_s, self.p_s, self.q_s)
+        return LatencyModel(*(1e3 * value for value in seconds))
 
 
 class InstanceRecord(Message):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.schemas.message import InstanceId, Message, Part
+from shared.schemas.registry import LatencyCoefficients
 
 
 class LinkLoad(Part):
@@ -45,3 +46,6 @@ class InstanceLoad(Message):
         description="segments first seen since the last report: now counted here",
     )
     links: list[LinkLoad] = Field(default_factory=list)
+    latency: LatencyCoefficients | None = Field(
+        default=None, description="the latency model as corrected by the steps so far"
+    )

@@ -54,6 +54,7 @@ def vllm_config(settings: InstanceSettings) -> VllmConfig:
         **args.additional_config,
         "dynaserve_batcher": settings.batcher,
         "dynaserve_latency_profile": str(settings.latency_profile or shipped_profile()),
+        "dynaserve_profiled": settings.latency_profile is not None,
     }
     if not torch.cuda.is_available() and args.tensor_parallel_size == 1:
         # The worker lives in this process: one process less, and a start twice as fast. (vLLM's
@@ -137,12 +138,9 @@ def engine_info(config: VllmConfig, tasks: tuple[str, ...], kv: KvScheduler) -> 
 
 
 def _coefficients(config: VllmConfig) -> LatencyCoefficients:
-    """The profile's coefficients in the registry's words (seconds)."""
+    """What the instance starts with; its load reports carry what it has learned since."""
     path = Path(config.additional_config["dynaserve_latency_profile"])
-    in_seconds = [value / 1e3 for value in LatencyProfile.load(path).model]
-    return LatencyCoefficients(
-        **dict(zip(LatencyCoefficients.model_fields, in_seconds, strict=True))
-    )
+    return LatencyCoefficients.of(LatencyProfile.load(path).model)
 
 
 def device_name() -> str:

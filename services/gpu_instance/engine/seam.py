@@ -92,6 +92,8 @@ class EngineLoad:
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     links: list[LinkLoad] = field(default_factory=list)
+    latency: LatencyCoefficients | None = None
+    """The latency model as the steps so far have corrected it."""
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ class SimulatedEngine:
 
     def start(self, events: EngineEvents) -> EngineInfo:
         self._events = events
-        settings, model = self.settings, self._profile.model
+        settings = self.settings
         return EngineInfo(
             geometry=self._geometry(),
             kv_addresses=["simulated"],
@@ -83,13 +83,7 @@ class SimulatedEngine:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             supported_tasks=["generate"],
             device=f"simulated {self._profile.hardware}",
-            latency=LatencyCoefficients(
-                c0_s=model.base_ms / 1e3,
-                a_s=model.decode_ms / 1e3,
-                b_s=model.context_ms / 1e3,
-                p_s=model.prefill_ms / 1e3,
-                q_s=model.attend_ms / 1e3,
-            ),
+            latency=LatencyCoefficients.of(self._profile.model),
         )
 
     def add(self, segment: Segment) -> None:

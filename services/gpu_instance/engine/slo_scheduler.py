@@ -30,7 +30,8 @@ from services.gpu_instance.batcher import (
     prompt_rank,
 )
 from services.gpu_instance.engine.seam import EngineLoad
-from shared.latency_model import LatencyProfile, StepShape
+from shared.latency_model import PROFILED, UNPROFILED, LatencyProfile, StepShape
+from shared.schemas.registry import LatencyCoefficients
 from shared.schemas.request import Slo
 from shared.schemas.segment import TimedStep
 
@@ -85,6 +86,7 @@ class SloBatching(_Base):
             profile.model,
             BatcherSettings(max_num_batched_tokens=self.configured_tokens),
             mode=extra["dynaserve_batcher"],
+            trust=PROFILED if extra["dynaserve_profiled"] else UNPROFILED,
         )
         self.slo_tbt_s: float | None = None
         self.paces: dict[str, Pace] = {}
@@ -283,6 +285,7 @@ class SloBatching(_Base):
             num_steps=self.num_steps,
             num_generated_tokens=self.num_generated,
             num_preemptions=self.num_preempted,
+            latency=LatencyCoefficients.of(self.batcher.model),
         )
 
     def take_timed_steps(self) -> list[TimedStep]:

@@ -1,5 +1,7 @@
 """The snapshot: what instances report plus what was placed since, and nothing twice."""
 
+import pytest
+
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.placement import request_view
 from services.global_sched.policy.views import InstanceView
@@ -99,3 +101,13 @@ def test_a_cut_divides_the_prompt_between_the_sides() -> None:
     alpha, beta = burdens(request, 110)
     assert beta is not None
     assert (alpha.prefill_tokens, alpha.decodes, beta.prefill_tokens) == (100, 1, 0)
+
+
+def test_the_latency_model_is_the_one_the_engine_has_learned_since_it_joined() -> None:
+    tracker = tracked("a")
+    at_start = seen(tracker, "a").model
+    tracker.on_load(load("a"))
+    assert seen(tracker, "a").model == at_start
+    learned = at_start._replace(base_ms=3.0 * at_start.base_ms)
+    tracker.on_load(load("a", 2, latency=LatencyCoefficients.of(learned)))
+    assert seen(tracker, "a").model.base_ms == pytest.approx(3.0 * at_start.base_ms)

@@ -1,12 +1,15 @@
 """The latency model: fit, inversion, online correction."""
 
 import random
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.latency_model import (
+    CPU_DEMO_PROFILE,
+    UNPROFILED,
     LatencyModel,
     LatencyProfile,
     OnlineLatencyModel,
@@ -76,3 +79,31 @@ def test_online_coefficients_stay_in_bounds(times: list[float], seed: int) -> No
         online.observe(random_shape(draw), measured_ms)
         for learned, prior in zip(online.model, MODEL, strict=True):
             assert 0.19 * prior <= learned <= 5.01 * prior
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("prior", "truth"),
+    [
+        (LatencyProfile.load().model, LatencyModel(3.0, 0.01, 2e-5, 0.01, 5e-7)),
+        (LatencyProfile.load(CPU_DEMO_PROFILE).model, LatencyModel(40.0, 3.0, 1e-3, 1.5, 2e-4)),
+    ],
+)
+def test_without_a_profile_the_model_of_this_machine_is_learned_in_some_dozen_steps(
+    prior: LatencyModel, truth: LatencyModel, seed: int
+) -> None:
+    online, draw = OnlineLatencyModel(prior, UNPROFILED), random.Random(seed)
+    errors = [
+        abs(online.observe(shape, truth.step_ms(shape) * draw.lognormvariate(0.0, 0.03)))
+        for shape in (random_shape(draw) for _ in range(140))
+    ]
+    assert errors[0] > 0.5
+    assert statistics.median(errors[60:]) < 0.1
+
+
+def test_a_coefficient_the_prior_lacks_is_learned_without_a_profile() -> None:
+    online, draw = OnlineLatencyModel(MODEL._replace(attend_ms=0.0), UNPROFILED), random.Random(3)
+    for _ in range(300):
+        shape = random_shape(draw)
+        online.observe(shape, MODEL.step_ms(shape))
+    assert online.model.attend_ms == pytest.approx(MODEL.attend_ms, rel=0.2)
