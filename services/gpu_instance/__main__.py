@@ -21,7 +21,11 @@ def build_engine(settings: InstanceSettings) -> Engine:
         from services.gpu_instance.engine.simulated import SimulatedEngine
         from services.gpu_instance.engine.simulated_settings import SimulationSettings
 
-        return SimulatedEngine(SimulationSettings.from_args(settings.model, settings.engine_args))
+        return SimulatedEngine(
+            SimulationSettings.from_args(
+                settings.model, settings.engine_args, settings.batcher, settings.latency_profile
+            )
+        )
     from services.gpu_instance.engine.vllm_engine import VllmEngine
 
     return VllmEngine(settings)

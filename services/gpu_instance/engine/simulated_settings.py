@@ -46,7 +46,17 @@ class SimulationSettings(BaseSettings):
     )
 
     @classmethod
-    def from_args(cls, model: str, arguments: Sequence[str]) -> SimulationSettings:
-        """From the flags of ``dynaserve instance --engine simulated`` that are not the actor's."""
+    def from_args(
+        cls,
+        model: str,
+        arguments: Sequence[str],
+        batcher: str | None = None,
+        profile: Path | None = None,
+    ) -> SimulationSettings:
+        """From the flags of ``dynaserve instance --engine simulated`` that are not the actor's,
+        and from those of the actor's that any engine follows."""
         settings = cls(_cli_parse_args=list(arguments))
-        return settings.model_copy(update={"model": model}) if model else settings
+        of_the_actor = {"model": model or None, "batcher": batcher, "profile": profile}
+        return settings.model_copy(
+            update={name: value for name, value in of_the_actor.items() if value is not None}
+        )
