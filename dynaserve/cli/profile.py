@@ -20,6 +20,8 @@ from shared.schemas.registry import InstanceRecord
 from shared.subjects import Subjects
 
 JOIN_TIMEOUT_S = 10.0
+CPU_BUDGET_S = 20.0
+GPU_BUDGET_S = 90.0
 
 
 def profile(
@@ -28,7 +30,10 @@ def profile(
     instance: Annotated[
         str, typer.Option(help="Instance to measure; none: the first of the pool.")
     ] = "",
-    budget_s: Annotated[float, typer.Option(help="Time to spend measuring, seconds.")] = 60.0,
+    budget_s: Annotated[
+        float | None,
+        typer.Option(help="Time to spend measuring, seconds; none: 20, on a GPU 90."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the profile here.")] = None,
 ) -> None:
     """Measure designed batches on an idle instance and fit the latency model to their steps."""
@@ -45,7 +50,7 @@ def profile(
 
 
 async def _measure(
-    nats: str, pool: str, instance: str, budget_s: float, console: Console
+    nats: str, pool: str, instance: str, budget_s: float | None, console: Console
 ) -> LatencyProfile:
     bus = await NatsBus.connect(nats, "dynaserve.profile")
     subjects = Subjects(pool)
@@ -61,6 +66,8 @@ async def _measure(
                 kv_tokens=record.num_blocks * record.geometry.block_size,
             )
         )
+        if budget_s is None:
+            budget_s = CPU_BUDGET_S if record.device.startswith("cpu") else GPU_BUDGET_S
         with Progress(console=console) as bar:
             task = bar.add_task(f"measuring {record.instance_id}", total=len(batches))
             steps = await driver.measure(

@@ -50,17 +50,22 @@ class InstanceDriver:
     ) -> list[TimedStep]:
         """Timed steps of as many batches as fit ``budget_s``; the batcher is put back at the end.
 
-        Raises RequestFailed when the instance fails a request, BusTimeout when it does not answer.
+        Batches come cheapest first; one that would not end in time by what the last one took is
+        not begun. Raises RequestFailed when the instance fails a request, BusTimeout when it does
+        not answer.
         """
-        started_s = time.monotonic()
+        until_s = time.monotonic() + budget_s
+        token_s = 0.0
         steps: list[TimedStep] = []
         try:
             await self._run(batches[0])  # warm-up: compiled kernels, page faults
             await self._read_steps()
             for index, batch in enumerate(batches):
-                if time.monotonic() - started_s > budget_s:
+                begun_s = time.monotonic()
+                if begun_s + token_s * batch.kv_tokens > until_s:
                     break
                 await self._run(batch)
+                token_s = (time.monotonic() - begun_s) / batch.kv_tokens
                 steps += await self._read_steps()
                 progress(index + 1)
         finally:

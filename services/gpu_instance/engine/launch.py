@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vllm.version import __version__ as vllm_version
 from services.gpu_instance.engine.seam import EngineInfo
 from services.gpu_instance.settings import InstanceSettings
 from shared.errors import InvalidRequest
+from shared.host_cpu import cpu_name, num_cores
 from shared.kv_seam import KvScheduler
 from shared.latency_model import CPU_DEMO_PROFILE, DEFAULT_PROFILE, LatencyProfile
 from shared.schemas.handoff import Transport
@@ -144,7 +144,7 @@ def _coefficients(config: VllmConfig) -> LatencyCoefficients:
 
 
 def device_name() -> str:
-    """The GPU's product name and identity (two instances may not share one), or the platform."""
+    """The GPU's product name and identity (two instances may not share one), or the processor."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)} {torch.cuda.get_device_properties(0).uuid}"
-    return f"cpu ({sys.platform})"
+    return f"cpu ({cpu_name()}, {num_cores()} cores)"
