@@ -8,6 +8,7 @@ Use it with ``pytest_plugins = ["dynaserve.testing"]`` in the topmost ``conftest
 | `nats_url` | test | its URL |
 | `pool` | test | a pool name no other test has, so that tests sharing the server do not meet |
 | `engine_pool` | session | a `BackgroundPool`: two real engines, two schedulers, all parts whole |
+| `otlp_endpoint` | session | None; override it to get traces of `engine_pool` |
 """
 
 import itertools
@@ -45,7 +46,15 @@ def pool() -> str:
 
 
 @pytest.fixture(scope="session")
-def session_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundPool]:
+def otlp_endpoint() -> str | None:
+    """Where ``engine_pool`` sends the traces of requests whose ``traceparent`` wants one."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def session_pool(
+    tmp_path_factory: pytest.TempPathFactory, otlp_endpoint: str | None
+) -> Iterator[BackgroundPool]:
     """The processes behind ``engine_pool``; steps are small, so that prompts take several."""
     settings = PoolSettings(
         instances=2,
@@ -53,6 +62,8 @@ def session_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backgroun
         port=free_port(),
         pool="tests",
         log_folder=tmp_path_factory.mktemp("logs"),
+        otlp_endpoint=otlp_endpoint,
+        trace_sample_ratio=0.0,
         engine_args=["--max-num-batched-tokens=64", "--num-gpu-blocks-override=2000"],
     )
     with BackgroundPool(settings) as pool:

@@ -211,6 +211,7 @@ class GatewayActor(Actor):
         """The request ended, or was placed anew, while the scheduler answered."""
         if plan.epoch == entry.epoch:
             entry.note(plan)  # the record is yet to be published
+            self._traces.placed(entry)
         if plan.epoch != entry.epoch or not entry.stream.finished:
             self._send_cancel(entry.request_id, plan.epoch, plan, "not wanted any more")
 

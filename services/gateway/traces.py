@@ -41,10 +41,10 @@ class RequestTraces:
         return replace(ask, request=traced)
 
     def placed(self, entry: InFlight) -> None:
-        """A placement stands, since now."""
+        """A plan came, just now; a short request may be over before."""
         if is_on():
             now_s = self._clock.unix_s()
-            start_s = now_s - (entry.placed_s - entry.placing_since_s)
+            start_s = now_s - (self._clock.monotonic_s() - entry.placing_since_s)
             attributes = {"dynaserve.epoch": entry.epoch}
             record_span(entry.ask.request.trace_headers, "place", start_s, now_s, attributes)
 

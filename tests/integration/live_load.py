@@ -10,15 +10,24 @@ import httpx
 
 from tests.integration.observed_pool import ask
 
-CLASSES = (("chat", 300, 30, 800, 60), ("code", 700, 20, 1500, 100), ("batch", 1200, 12, 6000, 250))
-"""Name, prompt and output tokens, objectives in milliseconds."""
+Class = tuple[str, int, int, float, float]
+"""Name, prompt and output tokens, objectives of TTFT and TBT in milliseconds."""
+
+CLASSES: tuple[Class, ...] = (
+    ("chat", 300, 30, 800, 60),
+    ("code", 700, 20, 1500, 100),
+    ("batch", 1200, 12, 6000, 250),
+)
 
 
 class Load:
     """Runs on a thread of its own until the block ends."""
 
-    def __init__(self, url: str, rate_per_s: float, seed: int = 7) -> None:
+    def __init__(
+        self, url: str, rate_per_s: float, classes: tuple[Class, ...] = CLASSES, seed: int = 7
+    ) -> None:
         self._url = url
+        self._classes = classes
         self._rate_per_s = rate_per_s
         self._dice = random.Random(seed)
         self._stop = threading.Event()
@@ -48,7 +57,7 @@ class Load:
                 await asyncio.sleep(self._dice.expovariate(self._rate_per_s))
 
     async def _send(self, client: httpx.AsyncClient) -> None:
-        name, prompt, output, ttft_ms, tbt_ms = self._dice.choice(CLASSES)
+        name, prompt, output, ttft_ms, tbt_ms = self._dice.choice(self._classes)
         prompt = max(8, round(prompt * self._dice.lognormvariate(0, 0.4)))
         output = max(2, round(output * self._dice.lognormvariate(0, 0.6)))
         cut = None

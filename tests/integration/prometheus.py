@@ -1,6 +1,7 @@
 """A real Prometheus on a loopback port, with our configuration, scraping often."""
 
 import math
+import re
 import shutil
 import subprocess
 import time
@@ -16,7 +17,11 @@ START_S = 30.0
 
 
 class Prometheus:
-    """Scrapes the targets of the pools under ``log_folder`` while it is entered."""
+    """Scrapes the targets of the pools under ``log_folder`` while it is entered.
+
+    Scrapes, evaluates and waits for alerts in seconds where ours does in more; the expressions and
+    their windows are ours.
+    """
 
     def __init__(self, folder: Path, log_folder: Path) -> None:
         self._folder = folder
@@ -26,14 +31,16 @@ class Prometheus:
         text = text.replace("scrape_interval: 5s", "scrape_interval: 1s")
         text = text.replace("evaluation_interval: 15s", "evaluation_interval: 1s")
         (folder / "prometheus.yml").write_text(text)
+        for rules in (folder / "rules").glob("*.yml"):
+            rules.write_text(re.sub(r"for: \d+[ms]", "for: 3s", rules.read_text()))
         self._url = f"http://127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(base_url=f"{self._url}/api/v1", timeout=10)
 
-    def value(self, expr: str) -> dict[str, float]:
-        """The value of each series now, by its label ``part`` or all labels."""
+    def value(self, expr: str, label: str = "part") -> dict[str, float]:
+        """The value of each series now, by its label ``label`` or all labels."""
         result = self._get("/query", {"query": expr})["result"]
-        return {r["metric"].get("part", str(r["metric"])): float(r["value"][1]) for r in result}
+        return {r["metric"].get(label, str(r["metric"])): float(r["value"][1]) for r in result}
 
     def has_data(self, expr: str, last_s: float = 60.0) -> bool:
         """Whether a range query over the last seconds gives a number anywhere."""
@@ -45,6 +52,15 @@ class Prometheus:
     def alert_expressions(self) -> dict[str, str]:
         groups = self._get("/rules", {})["groups"]
         return {rule["name"]: rule["query"] for group in groups for rule in group["rules"]}
+
+    def firing(self, alert: str) -> list[dict[str, str]]:
+        """Labels of what the alert fires for now."""
+        alerts = self._get("/alerts", {})["alerts"]
+        return [
+            each["labels"]
+            for each in alerts
+            if each["labels"]["alertname"] == alert and each["state"] == "firing"
+        ]
 
     def healthy_targets(self) -> set[str]:
         found = self._get("/targets", {})["activeTargets"]

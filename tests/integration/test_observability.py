@@ -4,27 +4,18 @@ import asyncio
 import json
 import re
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dynaserve.demo_model import demo_model
 from dynaserve.local_pool.background import BackgroundPool
-from dynaserve.testing import free_port
-from infra.grafana.generate import generate
-from shared.bus_nats import NatsBus
-from shared.latency_model import DEFAULT_PROFILE
-from shared.schemas.place import SetPolicy
-from shared.schemas.segment import ControlReply
-from shared.subjects import Subjects
 from tests.integration import mixed_load
+from tests.integration.board_queries import queries
 from tests.integration.observed_pool import ask, simulated_pool
 from tests.integration.prometheus import Prometheus
 
@@ -48,7 +39,6 @@ LABELS = frozenset(
     "le actor code ended group how instance_id kind mode objective outcome phase policy queue "
     "reason region role side slo slo_class state stream transport".split()
 )
-VARIABLES = {"$pool": ".*", "$slo_class": ".*", "$__rate_interval": "20s"}
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +64,6 @@ def prometheus(
         yield running
 
 
-def expressions() -> list[tuple[str, str]]:
-    """(board and panel, PromQL) of every panel, variables filled in."""
-    found = []
-    for text in generate().values():
-        board: dict[str, Any] = json.loads(text)
-        for panel in board["panels"]:
-            for inner in panel.get("panels") or [panel]:
-                for target in inner.get("targets", []):
-                    if expr := target.get("expr"):
-                        for name, value in VARIABLES.items():
-                            expr = expr.replace(name, value)
-                        found.append((f"{board['title']} / {inner['title']}", expr))
-    return found
-
-
 def until_data(prometheus: Prometheus, wanted: dict[str, str]) -> dict[str, str]:
     """Those of ``wanted`` that give no data in time."""
     deadline_s = time.monotonic() + DATA_WITHIN_S
@@ -104,7 +79,7 @@ def test_every_part_is_scraped(prometheus: Prometheus, pool: BackgroundPool) -> 
 
 
 def test_every_panel_of_every_board_shows_data(prometheus: Prometheus) -> None:
-    wanted = {expr: where for where, expr in expressions()}
+    wanted = {expr: where for where, expr in queries()}
     assert len(wanted) > 60
     assert until_data(prometheus, wanted) == {}
 
@@ -125,85 +100,6 @@ def test_a_class_that_is_late_burns_its_budget_and_the_others_do_not(
     (chat,) = prometheus.value(burn % "chat").values()
     assert tight > 14.4  # a gap of 5 ms between tokens cannot be met here
     assert chat < tight
-
-
-async def test_an_instance_that_is_slower_than_the_others_stands_out(
-    prometheus: Prometheus, pool: BackgroundPool, log_folder: Path
-) -> None:
-    bus = await NatsBus.connect(pool.nats_url, "test")
-    slow = SlowInstance(pool, log_folder)
-    try:
-        await slow.join()
-        await _set_policy(bus, pool, "round_robin")  # ours would pass a slow instance by
-        late = prometheus.alert_expressions()["StepsMissTheirSlo"].split(" > ")[0]
-        burn = 'dynaserve:slo_burn:ratio_rate5m{slo_class="watched"}'
-        async with asyncio.timeout(60):
-            while not _stands_out(slow.name, prometheus.value(late)):
-                await _chats(pool)
-        assert max(prometheus.value(burn).values()) > 14.4
-    finally:
-        await _set_policy(bus, pool, pool.settings.policy)
-        await slow.leave()
-        await bus.close()
-
-
-class SlowInstance:
-    """A third simulated instance whose steps take eight times as long."""
-
-    name = "instance-slow"
-
-    def __init__(self, pool: BackgroundPool, log_folder: Path) -> None:
-        profile = json.loads(DEFAULT_PROFILE.read_text())
-        profile["model"] = {name: 8 * value for name, value in profile["model"].items()}
-        self._pool = pool
-        self._profile = log_folder / "slow.json"
-        self._profile.write_text(json.dumps(profile))
-        self._targets = log_folder / "targets" / "slow.json"
-
-    async def join(self) -> None:
-        port = free_port()
-        group = {
-            "targets": [f"127.0.0.1:{port}"],
-            "labels": {"service": "gpu_instance", "part": self.name, "pool": self._pool.pool},
-        }
-        self._targets.write_text(json.dumps([group]))
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.gpu_instance", str(demo_model())),
-            *("--engine", "simulated", "--profile", str(self._profile), "--vocab-size", "1000"),
-            *("--nats", self._pool.nats_url, "--pool", self._pool.pool, "--id", self.name),
-            *("--metrics-port", str(port), "--drain-s", "1"),
-        )
-        async with asyncio.timeout(30), httpx.AsyncClient(base_url=self._pool.url) as client:
-            while self.name not in (await client.get("/dynaserve/pool")).text:
-                await asyncio.sleep(0.2)
-
-    async def leave(self) -> None:
-        self._targets.unlink()
-        self._process.terminate()
-        await self._process.wait()
-
-
-def _stands_out(name: str, shares: dict[str, float]) -> bool:
-    own = shares.get(name, 0.0)
-    return own > 0.5 and all(own > 2 * other for part, other in shares.items() if part != name)
-
-
-async def _set_policy(bus: NatsBus, pool: BackgroundPool, policy: str) -> None:
-    subject = Subjects(pool.pool).all_schedulers
-    answer = await bus.request(subject, SetPolicy(policy=policy), 5.0)
-    assert ControlReply.model_validate_json(answer.data).ok
-
-
-async def _chats(pool: BackgroundPool) -> None:
-    headers = {"x-slo-class": "watched", "x-slo-tpot-ms": "40"}
-    async with httpx.AsyncClient(base_url=pool.url, timeout=60) as client:
-        answers = await asyncio.gather(
-            *(
-                client.post("/v1/completions", json=ask(64, 24, "never"), headers=headers)
-                for _ in range(9)
-            )
-        )
-    assert {answer.status_code for answer in answers} == {200}
 
 
 def scrape(log_folder: Path) -> dict[str, str]:
