@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -69,6 +70,7 @@ class OverheadMeter:
     chunks: int = 0
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    _due_s: float = math.inf
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -78,6 +80,7 @@ class OverheadMeter:
         try:
             yield
         finally:
+            self._note_lag()  # a loop blocked to the very end wakes its probe no more
             probe.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await probe
@@ -88,9 +91,14 @@ class OverheadMeter:
         """How much later than asked the loop wakes a task."""
         loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + PROBE_S
+            self._due_s = loop.time() + PROBE_S
             await asyncio.sleep(PROBE_S)
-            self.lags_s.append(max(0.0, loop.time() - due_s))
+            self.lags_s.append(max(0.0, loop.time() - self._due_s))
+
+    def _note_lag(self) -> None:
+        lag_s = asyncio.get_running_loop().time() - self._due_s
+        if lag_s > 0.0:
+            self.lags_s.append(lag_s)
 
     def summary(self, late_s: Iterable[float]) -> ClientOverhead:
         lags = milliseconds(self.lags_s)

@@ -154,7 +154,7 @@ async def test_a_record_outlives_its_gateway(pool: BackgroundPool) -> None:
     again = explain(found.requests[0], found.handoffs)
     assert again.verdict == before.verdict
     until(lambda: httpx.get(f"{pool.url}/health").status_code == 200, 60)
-    assert request_id in {row.http_request_id for row in snapshot(pool).requests}
+    until(lambda: request_id in {row.http_request_id for row in snapshot(pool).requests})
 
 
 # -- events ---------------------------------------------------------------------------------------
