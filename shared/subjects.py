@@ -3,7 +3,7 @@
 | subject | messages | who listens |
 |---|---|---|
 | `dynaserve.<pool>.place` | Place, answered by Plan or PlaceRefused | schedulers (queue group) |
-| `dynaserve.<pool>.schedulers.control` | SetPolicy, answered by ControlReply | every scheduler |
+| `dynaserve.<pool>.schedulers.control` | SetPolicy, SetAdmission | every scheduler |
 | `dynaserve.<pool>.instance.<id>.segment` | Segment | that instance |
 | `dynaserve.<pool>.instance.<id>.control` | ControlMessage, HandoffCommand | that instance |
 | `dynaserve.<pool>.instances.control` | SegmentCancel, SetBatcher, … | every instance |

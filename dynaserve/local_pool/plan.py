@@ -35,13 +35,22 @@ def plan_parts(
         Part(
             f"scheduler-{n}",
             "services.global_sched",
-            (*bus, "--id", f"scheduler-{n}", "--policy", settings.policy),
+            (*bus, "--id", f"scheduler-{n}", *_admission(settings), "--policy", settings.policy),
         )
         for n in range(settings.schedulers)
     ]
     parts += _instances(settings, hardware, bus, model, engine_args)
     parts += [_gateway(n, settings, bus, model, engine_args) for n in range(settings.gateways)]
     return parts
+
+
+def _admission(settings: PoolSettings) -> tuple[str, ...]:
+    flags: tuple[str, ...] = ("--admission", settings.admission)
+    if settings.queue_classes:
+        flags += ("--queue-classes", settings.queue_classes)
+    if settings.max_queued is not None:
+        flags += ("--max-queued", str(settings.max_queued))
+    return flags
 
 
 def num_instances(settings: PoolSettings, hardware: Hardware) -> int:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
 
+from shared.schemas.place import AdmissionMode
+
 DEMO_ENGINE_ARGS = (
     "--dtype=float32",
     "--max-model-len=2048",
@@ -61,6 +63,18 @@ class PoolSettings(BaseSettings):
     coordinators: int = Field(default=1, ge=1, description="replicas of the KV-transfer service")
     slo_tbt_ms: float = Field(default=100.0, gt=0, description="P99 gap between tokens")
     slo_ttft_ms: float = Field(default=10_000.0, gt=0, description="time to first token")
+    admission: AdmissionMode = Field(
+        default="refuse",
+        description="requests whose time to first token cannot be met: refuse (429) or queue them",
+    )
+    queue_classes: str = Field(
+        default="", description="SLO classes that queue whatever --admission says, e.g. batch,low"
+    )
+    max_queued: int | None = Field(
+        default=None,
+        gt=0,
+        description="requests without a first token per instance; more are refused",
+    )
     roles: str = Field(
         default="",
         description="static roles of the instances for the policy 'disaggregated', e.g. "

@@ -18,6 +18,7 @@ from itertools import count
 from dynaserve.sim.instance import Segment, SimInstance
 from dynaserve.sim.record import RequestRecord
 from dynaserve.sim.traces import SimRequest
+from services.global_sched.admission import Admission
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.policy.views import (
     Decision,
@@ -57,7 +58,7 @@ class SimSettings:
     split_roles: bool = False
     """First half prefill, second half decode (for `disaggregated`)."""
     refuse_lost: bool = False
-    """Admission: refuse what is predicted to miss its TTFT SLO."""
+    """Admission: refuse what is predicted to miss its TTFT SLO, as the scheduler does."""
     losses: tuple[tuple[float, int], ...] = ()
     """(time, instance index) of instances that vanish."""
     warmup_s: float = 0.0
@@ -101,6 +102,7 @@ class Simulator:
         self.settings = settings
         self.policy = policy
         self.predictor = LengthPredictor()
+        self.admission = Admission()
         self.instances = [self._instance(index) for index in range(settings.instances)]
         self._by_id = {instance.instance_id: instance for instance in self.instances}
         self._events: list[Event] = []
@@ -254,13 +256,20 @@ class Simulator:
             return
         decision = self.policy.place(view, pool)
         self.outcome.decision_count += 1
+        if self.settings.refuse_lost and not self._is_admitted(record, view, decision):
+            self._refuse(record)
+            return
         record.decision = decision
         record.view = view
         record.cut = decision.cut
-        if self.settings.refuse_lost and decision.chosen.ttft_s > record.slo_ttft_s:
-            self._refuse(record)
-            return
         self._dispatch(record, view.num_prompt_tokens, decision)
+
+    def _is_admitted(self, record: RequestRecord, view: RequestView, decision: Decision) -> bool:
+        if record.decision is not None:
+            return True  # it was, before its instance was lost
+        queued = sum(instance.pending_decodes for instance in self.instances)
+        bound = self.admission.settings.max_queued * len(self.instances)
+        return self.admission.judge(view, decision, queued, bound).admitted
 
     def _refuse(self, record: RequestRecord) -> None:
         record.refused = True
@@ -421,6 +430,8 @@ class Simulator:
         record = segment.record
         record.finished_s = self.now_s
         self.predictor.observe(record.request.traffic_class, record.request.output_tokens)
+        if record.decision is not None:
+            self.admission.error.observe(record.decision.chosen.ttft_s, record.ttft_s)
         self._judge(record)
 
     def _judge(self, record: RequestRecord) -> None:

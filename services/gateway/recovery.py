@@ -80,7 +80,7 @@ def after_refusal(refused: PlaceRefused, at: Situation, settings: GatewaySetting
     wait_s = refused.retry_after_s if refused.retry_after_s is not None else 1.0
     if at.has_tokens and at.placing_for_s < settings.recovery_patience_s:
         return Retry(min(wait_s, 0.5), fence=False)
-    if refused.code == "overloaded":
+    if refused.code in ("overloaded", "slo"):
         return GiveUp(Overloaded(refused.message, wait_s))
     return GiveUp(NoInstance(refused.message))
 

@@ -7,27 +7,29 @@ and the others do not (its own recent placements) is in telemetry within 50 ms.
 
 import asyncio
 import time
-from functools import partial
-from typing import Literal
 
 from pydantic import TypeAdapter
 
 from services.global_sched import metrics
-from services.global_sched.length_predictor import LengthPredictor
+from services.global_sched.admission import Admission, AdmissionSettings, Verdict
+from services.global_sched.learning import Learning
 from services.global_sched.memory import AnswerMemory
+from services.global_sched.meters import SchedulerMeters
 from services.global_sched.placement import (
     Placement,
     by_id,
     carry_out,
     decide,
+    is_held_to_its_slo,
     request_view,
+    traffic_class,
 )
 from services.global_sched.policy import POLICIES
+from services.global_sched.policy.views import Decision, RequestView, Role, SplitPolicy
 from services.global_sched.policy.views import NoInstance as PolicyFoundNone
-from services.global_sched.policy.views import Role, SplitPolicy
 from services.global_sched.pool_view import PoolTracker, burdens
 from services.global_sched.settings import SchedulerSettings
-from shared import tracing
+from services.global_sched.spans import record_decision
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -39,7 +41,9 @@ from shared.schemas.place import (
     SCHEDULER_CONTROL,
     Place,
     PlaceRefused,
-    Plan,
+    RefusalCode,
+    SchedulerControl,
+    SetAdmission,
     SetPolicy,
 )
 from shared.schemas.registry import InstanceRecord, Record, SchedulerRecord
@@ -54,6 +58,14 @@ ROLES: TypeAdapter[dict[str, Role]] = TypeAdapter(dict[str, Role])
 REQUEST_RECORD: TypeAdapter[RequestRecord] = TypeAdapter(RequestRecord)
 
 
+class NotAdmitted(Exception):
+    """Nothing is placed: see the verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.code)
+        self.verdict = verdict
+
+
 class SchedulerActor(Actor):
     """Invariant: one (request, epoch) is published at most once by a replica; a question gets
     its plan, a refusal, or (deadline passed, epoch over, bus away) nothing."""
@@ -65,7 +77,9 @@ class SchedulerActor(Actor):
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
         self.pool = PoolTracker()
-        self.lengths = LengthPredictor()
+        limits = AdmissionSettings(max_queued=settings.max_queued)
+        self.admission = Admission(limits, settings.queueing, settings.admission)
+        self.learning = Learning(self.admission)
         self.memory = AnswerMemory(settings.max_remembered)
         self.policy_name = settings.policy
         self.policy: SplitPolicy = POLICIES[settings.policy]()
@@ -141,13 +155,17 @@ class SchedulerActor(Actor):
         try:
             placement = self._decide(place)
         except InvalidRequest as error:
-            await self._refuse(place, delivery, "invalid", str(error), error.param)
+            await self._refuse(place, delivery, "invalid", str(error), param=error.param)
+            return
+        except NotAdmitted as late:
+            await self._tell_wait(place, delivery, late.verdict)
             return
         except (NoInstance, PolicyFoundNone) as error:
             message = str(error) or "no instance can take the request"
             await self._refuse(place, delivery, "no_instance", message)
             return
-        self._trace(place, placement.plan, time.perf_counter() - started_s)
+        took_s = time.perf_counter() - started_s
+        record_decision(place, placement.plan, self.clock.unix_s(), took_s)
         self.memory.remember(placement.plan)  # before the first await: asked again, not done again
         try:
             await self._publish(placement, delivery)
@@ -159,18 +177,13 @@ class SchedulerActor(Actor):
     def _decide(self, place: Place) -> Placement:
         """The plan and its messages; counted on the instances at once."""
         started_s = time.perf_counter()
-        now_s = self.clock.unix_s()
-        ready = self.pool.ready(place.avoid)
-        request = request_view(place, self.lengths)
-        coordinators = self.registry.coordinators
-        decision = decide(
-            place,
-            request,
-            self.policy,
-            self.pool.view(now_s, ready),
-            by_id(ready),
-            bool(coordinators),
-        )
+        now_s, heard_s = self.clock.unix_s(), self.clock.monotonic_s()
+        ready = self.pool.ready(place.avoid, heard_s)
+        records, coordinators = by_id(ready), self.registry.coordinators
+        request = self._view(place, ready)
+        pool = self.pool.view(now_s, ready, self.learning.guard.unsplit_classes)
+        decision = decide(place, request, self.policy, pool, records, bool(coordinators))
+        self._admit(place, request, decision, ready)
         decision_s = time.perf_counter() - started_s
         placement = carry_out(
             place,
@@ -178,20 +191,41 @@ class SchedulerActor(Actor):
             decision,
             scheduler_id=self.id,
             policy=self.policy_name,
-            records=by_id(ready),
+            records=records,
             coordinators=coordinators,
             now_s=now_s,
             handoff_timeout_s=self.settings.handoff_timeout_s,
             max_candidates=self.settings.max_candidates,
             decision_s=decision_s,
         )
-        self._count(placement, now_s)
+        self._count(placement, heard_s)
         return placement
+
+    def _view(self, place: Place, ready: list[InstanceRecord]) -> RequestView:
+        return request_view(
+            place,
+            self.learning.lengths,
+            name=self.learning.class_name(traffic_class(place)),
+            model=ready[0].geometry.model if ready else "",
+        )
+
+    def _admit(
+        self, place: Place, request: RequestView, decision: Decision, ready: list[InstanceRecord]
+    ) -> None:
+        """Raises NotAdmitted."""
+        if not is_held_to_its_slo(place):
+            return
+        queued, bound = self.pool.num_queued(ready), self.settings.max_queued * len(ready)
+        verdict = self.admission.judge(request, decision, queued, bound)
+        if not verdict.admitted:
+            raise NotAdmitted(verdict)
+        if verdict.is_probe:
+            metrics.probes.add(1)
 
     def _count(self, placement: Placement, now_s: float) -> None:
         """Until telemetry shows them, the new segments are known here alone."""
         plan = placement.plan
-        alpha, beta = burdens(placement.request, plan.cut)
+        alpha, beta = burdens(placement.request, plan.cut, plan.predicted_cached_tokens)
         self.pool.on_placed(plan.alpha_id, plan.request_id, alpha, now_s)
         if beta is not None and plan.beta_id is not None:
             self.pool.on_placed(plan.beta_id, plan.request_id, beta, now_s)
@@ -205,14 +239,30 @@ class SchedulerActor(Actor):
             await self.bus.publish(self.subjects.segment(instance_id), segment)
         await self.bus.respond(delivery, plan)
 
+    async def _tell_wait(self, place: Place, delivery: Delivery, verdict: Verdict) -> None:
+        """Nothing was placed, and the client hears how long it would have waited."""
+        wait_s = verdict.retry_after_s or 0.0
+        message = f"predicted time to first token {verdict.ttft_s:.2f} s"
+        if verdict.code == "slo":
+            message += f", the objective is {place.request.slo.ttft_s:.2f} s"
+        else:
+            message += ", and as many requests wait for theirs as may"
+        message += f"; try again in {wait_s:.1f} s"
+        code = verdict.code or "overloaded"
+        await self._refuse(
+            place, delivery, code, message, retry_after_s=wait_s, predicted_ttft_s=verdict.ttft_s
+        )
+
     async def _refuse(
         self,
         place: Place,
         delivery: Delivery,
-        code: Literal["overloaded", "no_instance", "invalid"],
+        code: RefusalCode,
         message: str,
+        *,
         param: str | None = None,
         retry_after_s: float | None = None,
+        predicted_ttft_s: float | None = None,
     ) -> None:
         metrics.refused(code, retry_after_s)
         refused = PlaceRefused(
@@ -222,6 +272,7 @@ class SchedulerActor(Actor):
             message=message,
             param=param,
             retry_after_s=retry_after_s,
+            predicted_ttft_s=predicted_ttft_s,
         )
         await self.bus.respond(delivery, refused)
 
@@ -231,40 +282,44 @@ class SchedulerActor(Actor):
         record = new or old
         if isinstance(record, InstanceRecord):
             kept = new if isinstance(new, InstanceRecord) else None
-            self.pool.on_record(record.instance_id, kept)
+            self.pool.on_record(record.instance_id, kept, self.clock.monotonic_s())
 
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
         self._telemetry_lag.observe(self.clock.unix_s() - load.at_s)
-        self.pool.on_load(load)
+        error_tokens = self.pool.on_load(load, self.clock.monotonic_s())
+        if error_tokens is not None:
+            metrics.shadow_error.record(error_tokens)
 
     async def _on_request_record(self, record: RequestRecord, _delivery: Delivery) -> None:
-        if record.outcome in ("stop", "length", "repetition") and record.plan is not None:
-            self.lengths.observe(record.plan.traffic_class, record.num_output_tokens)
-
-    def _trace(self, place: Place, plan: Plan, took_s: float) -> None:
-        if tracing.is_on():
-            now_s = self.clock.unix_s()
-            headers = place.request.trace_headers
-            tracing.record_span(headers, "decide", now_s - took_s, now_s, _as_attributes(plan))
+        """Of a request that is over, whoever placed it."""
+        plan = record.plan
+        if plan is None:
+            return
+        for instance_id in (plan.alpha_id, plan.beta_id):
+            if instance_id is not None:
+                self.pool.on_over(instance_id, plan.request_id)
+        alpha = self.registry.instances.get(plan.alpha_id)
+        model = alpha.geometry.model if alpha is not None else ""
+        self.learning.observe(record, model, self.policy_name)
+        self.meters.learned(model, self.learning.class_name(plan.traffic_class))
 
     def _show_metrics(self) -> None:
-        metrics.show_zeros()
+        self.meters = SchedulerMeters(self)
         self._telemetry_lag = self.measure_lag("telemetry")
         self.show_queue("placements", self._queue.qsize, self.settings.max_pending)
-        self.show(metrics.length_error, self._mean_length_error)
-        for state in ("ready", "draining"):
-            self.show(metrics.instances, partial(self._count_instances, state), {"state": state})
-
-    def _mean_length_error(self) -> float | None:
-        errors = list(self.lengths.error.values())
-        return sum(errors) / len(errors) if errors else None
-
-    def _count_instances(self, state: str) -> int:
-        return sum(record.state == state for record in self.registry.instances.values())
 
     # -- control ----------------------------------------------------------------------------------
 
-    async def _on_control(self, message: SetPolicy, delivery: Delivery) -> None:
+    async def _on_control(self, message: SchedulerControl, delivery: Delivery) -> None:
+        match message:
+            case SetPolicy():
+                await self._on_set_policy(message, delivery)
+            case SetAdmission():
+                self.admission.set_modes(message.default, message.classes)
+                self.log.info("admission is now %s %s", message.default, message.classes or "")
+                await self.bus.respond(delivery, ControlReply(ok=True, detail=message.default))
+
+    async def _on_set_policy(self, message: SetPolicy, delivery: Delivery) -> None:
         try:
             self._set_policy(message)
         except (KeyError, TypeError, ValueError) as error:
@@ -279,6 +334,8 @@ class SchedulerActor(Actor):
         options = dict(message.options)
         roles = ROLES.validate_python(options.pop("roles", {}))
         self.policy = POLICIES[message.policy](**options)
+        if message.policy != self.policy_name:
+            self.admission.error.reset()  # it was that of the other policy's predictions
         self.policy_name = message.policy
         self.pool.set_roles(roles)
         self.heartbeat.update(self._record())
@@ -287,23 +344,6 @@ class SchedulerActor(Actor):
         return SchedulerRecord(
             instance_id=self.id, policy=self.policy_name, started_s=self._started_s
         )
-
-
-def _as_attributes(plan: Plan) -> dict[str, str | int | float | bool]:
-    """What a trace tells of a plan."""
-    told: dict[str, str | int | float | bool | None] = {
-        "dynaserve.policy": plan.policy,
-        "dynaserve.reason": plan.reason,
-        "dynaserve.alpha": plan.alpha_id,
-        "dynaserve.beta": plan.beta_id,
-        "dynaserve.cut": plan.cut,
-        "dynaserve.control_group": plan.control_group,
-        "dynaserve.num_candidates": len(plan.candidates),
-    }
-    if plan.chosen is not None:
-        told["dynaserve.predicted_ttft_s"] = plan.chosen.ttft_s
-        told["dynaserve.predicted_tbt_s"] = plan.chosen.tbt_s
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _last_use_s(place: Place) -> float:

@@ -47,22 +47,39 @@ def traffic_class(place: Place) -> str:
     return place.request.slo.name
 
 
-def request_view(place: Place, lengths: LengthPredictor) -> RequestView:
-    """What a policy may know of a request. Tokens the client has count as prompt."""
+def request_view(
+    place: Place,
+    lengths: LengthPredictor,
+    *,
+    name: str | None = None,
+    model: str = "",
+    cached_tokens: Mapping[str, int] | None = None,
+) -> RequestView:
+    """What a policy may know of a request. Tokens the client has count as prompt.
+
+    ``name``: the traffic class, if not its own; ``model``: for its length.
+    """
     request = place.request
     done = num_tokens(request.output_token_ids)
     left = max(request.max_tokens - done, 1)
-    name = traffic_class(place)
+    name = name or traffic_class(place)
     return RequestView(
         request_id=request.request_id,
         arrival_s=request.arrival_time_s,
         num_prompt_tokens=num_tokens(request.prompt_token_ids) + done,
         max_tokens=left,
-        length=lengths.predict(name, left),
+        length=lengths.predict(name, left, model),
         slo_ttft_s=request.slo.ttft_s,
         slo_tbt_s=request.slo.tbt_s,
         traffic_class=name,
+        cached_tokens=cached_tokens or {},
     )
+
+
+def is_held_to_its_slo(place: Place) -> bool:
+    """Whether it may be refused for its objective: not what was admitted before and is placed
+    anew, and not a forced cut, for which nothing is predicted."""
+    return place.epoch == 1 and not place.request.output_token_ids and place.forced_cut is None
 
 
 def may_be_cut(place: Place) -> bool:
@@ -242,6 +259,7 @@ def carry_out(
             "control_group": decision.control_group,
             "traffic_class": request.traffic_class,
             "predicted_output_tokens": request.length.mean,
+            "predicted_cached_tokens": request.cached_tokens.get(decision.alpha_id, 0),
             "unsplit": _told(decision.unsplit),
             "disaggregated": _told(decision.disaggregated),
             "chosen": _told(decision.chosen),

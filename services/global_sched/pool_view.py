@@ -2,7 +2,8 @@
 
 Pure: fed with records, loads and decisions; ``view`` gives the frozen snapshot. A placement counts
 here from the decision until the instance's telemetry names it as admitted (it is in the reported
-numbers then), or until ``UNSEEN_S`` when its segment was lost.
+numbers then), until the request is over, or until ``UNSEEN_S`` when its segment was lost. Times are
+monotonic seconds of the scheduler's own clock: those of instances may be off.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from shared.schemas.registry import Geometry, InstanceRecord
 from shared.schemas.telemetry import InstanceLoad
 
 UNSEEN_S = 5.0
+SILENT_S = 1.0
+SILENT_REPORTS = 4
+"""An instance that stayed away from so many reports, and for ``SILENT_S``, gets no work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,21 @@ class _Tracked:
     record: InstanceRecord
     model: LatencyModel
     load: InstanceLoad | None = None
+    heard_s: float = 0.0
     unseen: dict[str, tuple[float, Burden]] = field(default_factory=dict)
     view: InstanceView | None = None
+    queued: int = 0
+    """Requests here without a first token; belongs to ``view``."""
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens it is believed to have before it."""
+        unseen = sum(burden.prefill_tokens for _, burden in self.unseen.values())
+        return unseen + (self.load.outstanding_prefill_tokens if self.load else 0)
+
+    def is_silent(self, now_s: float) -> bool:
+        every_s = self.load.report_every_s if self.load else 0.0
+        return now_s - self.heard_s > max(SILENT_S, SILENT_REPORTS * every_s)
 
 
 class PoolTracker:
@@ -45,26 +62,38 @@ class PoolTracker:
         self._tracked: dict[str, _Tracked] = {}
         self._roles: Mapping[str, Role] = {}
         self._default_model = LatencyProfile.load().model
+        self.num_lost = 0
+        """Placements that no report ever showed."""
 
-    def on_record(self, instance_id: str, record: InstanceRecord | None) -> None:
+    def on_record(
+        self, instance_id: str, record: InstanceRecord | None, now_s: float = 0.0
+    ) -> None:
         """An instance came, changed or left."""
+        known = self._tracked.get(instance_id)
         if record is None:
             self._tracked.pop(instance_id, None)
-        elif instance_id in self._tracked:
-            tracked = self._tracked[instance_id]
-            tracked.record, tracked.model, tracked.view = record, self._model_of(record), None
+        elif known is None or known.record.started_s != record.started_s:
+            self._tracked[instance_id] = _Tracked(record, self._model_of(record), heard_s=now_s)
         else:
-            self._tracked[instance_id] = _Tracked(record, self._model_of(record))
+            known.record, known.model, known.view = record, self._model_of(record), None
 
-    def on_load(self, load: InstanceLoad) -> None:
-        """An instance reported; reports that come out of order are passed by."""
+    def on_load(self, load: InstanceLoad, now_s: float = 0.0) -> int | None:
+        """An instance reported; reports that come out of order count only as a sign of life.
+
+        Returns by how many prompt tokens it was believed to have more before it than it says, if
+        the report shows placements made here: what it computed meanwhile, and our error.
+        """
         tracked = self._tracked.get(load.instance_id)
-        if tracked is None or (tracked.load is not None and _is_older(load, tracked.load)):
-            return
-        tracked.load, tracked.view = load, None
-        for request_id in load.admitted_request_ids:
-            tracked.unseen.pop(request_id, None)
-        self._forget_lost(tracked, load.at_s)
+        if tracked is None:
+            return None
+        tracked.heard_s, tracked.view = now_s, None
+        believed = tracked.prefill_tokens
+        shown = [tracked.unseen.pop(name, None) for name in load.admitted_request_ids]
+        self._forget_lost(tracked, now_s)
+        if tracked.load is not None and _is_older(load, tracked.load):
+            return None
+        tracked.load = load
+        return believed - tracked.prefill_tokens if any(shown) else None
 
     def on_placed(self, instance_id: str, request_id: str, burden: Burden, now_s: float) -> None:
         """A segment was sent to an instance."""
@@ -73,24 +102,56 @@ class PoolTracker:
             tracked.unseen[request_id] = (now_s, burden)
             tracked.view = None
 
+    def on_over(self, instance_id: str, request_id: str) -> None:
+        """A request that was placed there is over."""
+        tracked = self._tracked.get(instance_id)
+        if tracked is not None and tracked.unseen.pop(request_id, None) is not None:
+            tracked.view = None
+
     def set_roles(self, roles: Mapping[str, Role]) -> None:
         """Roles that take the place of those instances registered with."""
         self._roles = roles
         for tracked in self._tracked.values():
             tracked.view = None
 
-    def ready(self, avoid: Iterable[str] = ()) -> list[InstanceRecord]:
-        """Who may get work; ``avoid`` is honoured as long as someone is left."""
-        ready = [t.record for t in self._tracked.values() if t.record.state == "ready"]
+    def ready(self, avoid: Iterable[str] = (), now_s: float = 0.0) -> list[InstanceRecord]:
+        """Who may get work. Silent instances get none, and ``avoid`` is honoured, as long as
+        someone is left: when all are silent it is the bus or ourselves that is slow."""
+        ready = [t for t in self._tracked.values() if t.record.state == "ready"]
+        heard = [t.record for t in ready if not t.is_silent(now_s)] or [t.record for t in ready]
         avoided = set(avoid)
-        return [record for record in ready if record.instance_id not in avoided] or ready
+        return [record for record in heard if record.instance_id not in avoided] or heard
 
-    def view(self, now_s: float, among: list[InstanceRecord]) -> PoolView:
-        """The snapshot a policy decides on."""
+    def view(
+        self,
+        now_s: float,
+        among: list[InstanceRecord],
+        unsplit_classes: frozenset[str] = frozenset(),
+    ) -> PoolView:
+        """The snapshot a policy decides on; ``now_s`` in unix seconds."""
         views = tuple(self._view(self._tracked[record.instance_id]) for record in among)
         if not among:
             return PoolView(now_s, views)
-        return PoolView(now_s, views, kv_bytes_per_token=kv_token_bytes(among[0].geometry))
+        token_bytes = kv_token_bytes(among[0].geometry)
+        return PoolView(now_s, views, token_bytes, unsplit_classes=unsplit_classes)
+
+    def num_queued(self, among: list[InstanceRecord]) -> int:
+        """Requests on these instances that have no first token yet; call ``view`` before."""
+        return sum(self._tracked[record.instance_id].queued for record in among)
+
+    @property
+    def num_unseen(self) -> int:
+        """Placements that telemetry does not show yet."""
+        return sum(len(tracked.unseen) for tracked in self._tracked.values())
+
+    @property
+    def unseen_tokens(self) -> int:
+        """Prompt tokens of these placements."""
+        burdens = [b for t in list(self._tracked.values()) for _, b in list(t.unseen.values())]
+        return sum(burden.prefill_tokens for burden in burdens)
+
+    def num_silent(self, now_s: float) -> int:
+        return sum(tracked.is_silent(now_s) for tracked in list(self._tracked.values()))
 
     def _view(self, tracked: _Tracked) -> InstanceView:
         if tracked.view is None:
@@ -117,8 +178,10 @@ class PoolTracker:
             kv_capacity_tokens=capacity,
             max_num_batched_tokens=record.max_num_batched_tokens,
         )
+        tracked.queued = decodes
         if load is None:
             return view
+        tracked.queued += _without_first_token(load)
         return view._replace(
             model=load.latency.model() if load.latency else tracked.model,
             num_decodes=load.num_decodes,
@@ -143,6 +206,7 @@ class PoolTracker:
         lost = [key for key, (at_s, _) in tracked.unseen.items() if at_s < now_s - UNSEEN_S]
         for request_id in lost:
             del tracked.unseen[request_id]
+        self.num_lost += len(lost)
 
 
 def kv_token_bytes(geometry: Geometry) -> int:
@@ -154,11 +218,11 @@ def kv_token_bytes(geometry: Geometry) -> int:
 def burdens(
     request: RequestView, cut: int | None, cached_tokens: int = 0
 ) -> tuple[Burden, Burden | None]:
-    """What alpha and beta (None when uncut) will have to carry."""
+    """What alpha, which holds ``cached_tokens``, and beta (None: uncut) will have to carry."""
     prompt, expected = request.num_prompt_tokens, max(1, round(request.length.mean))
     if cut is None:
         return Burden(max(prompt - cached_tokens, 1), 1, prompt + expected // 2), None
-    alpha = Burden(min(cut, prompt), int(cut > prompt), cut)
+    alpha = Burden(max(min(cut, prompt) - cached_tokens, 1), int(cut > prompt), cut)
     beta = Burden(max(prompt - cut, 0), 1, prompt + expected // 2)
     return alpha, beta
 
@@ -171,6 +235,11 @@ def _is_older(load: InstanceLoad, known: InstanceLoad) -> bool:
 def _not_yet_decoding(load: InstanceLoad) -> int:
     alive = load.num_running + load.num_waiting + load.num_waiting_for_kv
     return max(0, alive - load.num_decodes)
+
+
+def _without_first_token(load: InstanceLoad) -> int:
+    """Those that wait for KV are counted where their prompt is computed."""
+    return max(0, load.num_running + load.num_waiting - load.num_decodes)
 
 
 def _static_tokens(batcher_mode: str) -> int | None:

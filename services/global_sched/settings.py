@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.global_sched.policy import POLICIES
 from shared.schemas.message import InstanceId
+from shared.schemas.place import AdmissionMode
 from shared.tracing import endpoint_from_environment
 
 
@@ -32,6 +33,18 @@ class SchedulerSettings(BaseSettings):
         default_factory=lambda: f"s-{uuid.uuid4().hex[:8]}", description="name of this replica"
     )
     policy: str = Field(default="dynaserve", description=f"one of {', '.join(sorted(POLICIES))}")
+    admission: AdmissionMode = Field(
+        default="refuse",
+        description="requests whose time to first token cannot be met: refuse (429) or queue them",
+    )
+    queue_classes: str = Field(
+        default="", description="SLO classes that queue whatever --admission says, e.g. batch,low"
+    )
+    max_queued: int = Field(
+        default=1024,
+        gt=0,
+        description="requests without a first token per ready instance; more are refused",
+    )
     max_pending: int = Field(
         default=2048, gt=0, description="placements waiting at once; more are refused"
     )
@@ -65,6 +78,12 @@ class SchedulerSettings(BaseSettings):
         if policy not in POLICIES:
             raise ValueError(f"{policy!r} is none of {', '.join(sorted(POLICIES))}")
         return policy
+
+    @property
+    def queueing(self) -> dict[str, AdmissionMode]:
+        """Mode by class, as ``queue_classes`` says."""
+        names = (name.strip() for name in self.queue_classes.split(","))
+        return {name: "queue" for name in names if name}
 
 
 def read_settings(arguments: Sequence[str]) -> SchedulerSettings:

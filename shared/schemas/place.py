@@ -8,6 +8,9 @@ from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId, Message, Part
 from shared.schemas.request import GenerationRequest
 
+AdmissionMode = Literal["refuse", "queue"]
+RefusalCode = Literal["overloaded", "slo", "no_instance", "invalid"]
+
 
 class Place(Message):
     """Ask for a placement. Asking again with the same id and epoch gets the same plan."""
@@ -62,6 +65,9 @@ class Plan(Message):
     control_group: bool = False
     traffic_class: str = "default"
     predicted_output_tokens: float | None = None
+    predicted_cached_tokens: int = Field(
+        default=0, description="prompt tokens the scheduler believed alpha to hold"
+    )
     unsplit: Prediction | None = None
     disaggregated: Prediction | None = None
     chosen: Prediction | None = None
@@ -70,15 +76,17 @@ class Plan(Message):
 
 
 class PlaceRefused(Message):
-    """No placement. 'overloaded' carries the predicted wait; 'invalid' names the parameter."""
+    """No placement. 'overloaded' (too much waits already) and 'slo' (no placement would be in time)
+    carry the wait until asking again may help; 'invalid' names the parameter."""
 
     kind: Literal["place_refused"] = "place_refused"
     request_id: str
     epoch: int
-    code: Literal["overloaded", "no_instance", "invalid"]
+    code: RefusalCode
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    predicted_ttft_s: float | None = Field(default=None, description="of the best placement")
 
 
 class SetPolicy(Message):
@@ -94,8 +102,19 @@ class SetPolicy(Message):
     )
 
 
+class SetAdmission(Message):
+    """What every scheduler does with requests that no placement can serve in time; answered by
+    ControlReply when asked as a request."""
+
+    kind: Literal["set_admission"] = "set_admission"
+    default: AdmissionMode
+    classes: dict[str, AdmissionMode] = Field(
+        default_factory=dict, description="by SLO class, where it differs from the default"
+    )
+
+
 PlaceReply = Annotated[Plan | PlaceRefused, Field(discriminator="kind")]
 PLACE_REPLY: TypeAdapter[PlaceReply] = TypeAdapter(PlaceReply)
-SchedulerControl = SetPolicy
+SchedulerControl = Annotated[SetPolicy | SetAdmission, Field(discriminator="kind")]
 SCHEDULER_CONTROL: TypeAdapter[SchedulerControl] = TypeAdapter(SchedulerControl)
 PLACE: TypeAdapter[Place] = TypeAdapter(Place)

@@ -24,6 +24,9 @@ class InstanceLoad(Message):
     instance_id: InstanceId
     sequence: int
     at_s: float = Field(description="unix time")
+    report_every_s: float = Field(
+        default=0.25, description="the next report comes within this time, also when all is quiet"
+    )
     num_running: int
     num_waiting: int
     num_waiting_for_kv: int = 0

@@ -273,11 +273,11 @@ async def test_a_lost_instance_is_not_noticed_by_the_client(
     assert len(unpack_tokens(pool.places[1].request.output_token_ids)) == 2
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("stream", "code"), [(True, "overloaded"), (False, "slo")])
 async def test_a_refusal_has_its_status_even_on_a_stream(
-    pool: FakePool, client: openai.AsyncOpenAI, stream: bool
+    pool: FakePool, client: openai.AsyncOpenAI, stream: bool, code: str
 ) -> None:
-    pool.answer = refusal("overloaded", "no room for a second", retry_after_s=2.5)
+    pool.answer = refusal(code, "no room for a second", retry_after_s=2.5)
     with pytest.raises(openai.RateLimitError) as caught:
         await client.completions.create(model=MODEL, prompt="hi", max_tokens=6, stream=stream)
     assert caught.value.response.headers["retry-after"] == "3"

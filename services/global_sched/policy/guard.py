@@ -6,7 +6,12 @@ not), the classes to leave uncut come out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+WORST_SCORE = 3.0
+"""Of an outcome that missed both objectives by far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,17 @@ class _Class:
     off: bool = False
 
 
+class GuardState(NamedTuple):
+    """What the guard holds of one traffic class; scores are None without samples."""
+
+    traffic_class: str
+    is_off: bool
+    cut_samples: int
+    cut_score: float | None
+    control_samples: int
+    control_score: float | None
+
+
 def score(ttft_s: float, slo_ttft_s: float, tbt_p99_s: float, slo_tbt_s: float) -> float:
     """Cost of an outcome: 1 for a missed SLO, plus how much of each SLO was used (at most 2)."""
     used_ttft, used_tbt = ttft_s / slo_ttft_s, tbt_p99_s / slo_tbt_s
@@ -57,6 +73,7 @@ class Guard:
     def __init__(self, settings: GuardSettings | None = None) -> None:
         self.settings = settings or GuardSettings()
         self._classes: dict[str, _Class] = {}
+        self._off: frozenset[str] = frozenset()
 
     def observe(
         self, traffic_class: str, outcome_score: float, *, cut: bool, control: bool
@@ -70,6 +87,8 @@ class Guard:
         elif control:
             known.control.add(outcome_score, self.settings.memory)
             self._judge(known)
+        if known.off != (traffic_class in self._off):
+            self._off = frozenset(name for name, each in self._classes.items() if each.off)
 
     def _judge(self, known: _Class) -> None:
         enough = min(known.cut.samples, known.control.samples) >= self.settings.min_samples
@@ -82,6 +101,22 @@ class Guard:
         if known.off_for >= self.settings.probe_every:
             known.off = False
 
+    def states(self) -> Iterator[GuardState]:
+        """Of every class seen."""
+        for name, known in list(self._classes.items()):
+            cut, control = known.cut, known.control
+            yield GuardState(
+                name,
+                known.off,
+                cut.samples,
+                cut.score if cut.samples else None,
+                control.samples,
+                control.score if control.samples else None,
+            )
+
+    def state(self, traffic_class: str) -> GuardState | None:
+        return next((s for s in self.states() if s.traffic_class == traffic_class), None)
+
     @property
     def unsplit_classes(self) -> frozenset[str]:
-        return frozenset(name for name, known in self._classes.items() if known.off)
+        return self._off

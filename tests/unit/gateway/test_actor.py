@@ -477,7 +477,12 @@ async def test_tokens_that_never_arrive_are_made_anew(missing: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("invalid", InvalidRequest), ("overloaded", Overloaded), ("no_instance", NoInstance)],
+    [
+        ("invalid", InvalidRequest),
+        ("overloaded", Overloaded),
+        ("slo", Overloaded),
+        ("no_instance", NoInstance),
+    ],
 )
 async def test_a_refused_placement_is_told_as_what_it_is(
     code: str, expected: type[DynaServeError]

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from services.global_sched.actor import SchedulerActor
+from services.global_sched.policy.views import Decision, PoolView, RequestView
 from services.global_sched.settings import SchedulerSettings
 from shared.bus import Delivery
 from shared.bus_memory import MemoryBus
@@ -17,7 +18,15 @@ from shared.errors import BusTimeout
 from shared.registry import PoolRegistry, record_key
 from shared.schemas.events import RequestRecord
 from shared.schemas.handoff import HandoffOpen
-from shared.schemas.place import PLACE_REPLY, Place, PlaceRefused, PlaceReply, Plan, SetPolicy
+from shared.schemas.place import (
+    PLACE_REPLY,
+    Place,
+    PlaceRefused,
+    PlaceReply,
+    Plan,
+    SetAdmission,
+    SetPolicy,
+)
 from shared.schemas.registry import Record
 from shared.schemas.request import Slo
 from shared.schemas.segment import ControlReply, Segment
@@ -231,29 +240,126 @@ async def test_the_least_loaded_instance_is_chosen_by_telemetry_and_own_placemen
         assert chosen[:2] == ["b", "b"] and "a" in chosen
 
 
+def finished(request_id: str, plan: Plan, **changes: object) -> RequestRecord:
+    """What a gateway says of a request that is over."""
+    fields: dict[str, object] = {
+        "request_id": request_id,
+        "gateway_id": "g",
+        "arrival_at_s": SystemClock().unix_s(),
+        "num_prompt_tokens": 5,
+        "num_output_tokens": 7,
+        "num_cached_tokens": 0,
+        "slo": Slo(ttft_s=1.0, tbt_s=0.1),
+        "outcome": "stop",
+        "e2e_s": 1.0,
+        "slo_met": True,
+        "epochs": 1,
+        "plan": plan,
+    }
+    return RequestRecord.model_validate(fields | changes)
+
+
 async def test_finished_requests_teach_the_length_prediction() -> None:
     async with scheduler() as scene:
         await scene.register(instance("a"))
         plan = await scene.plan(question(max_tokens=1000))
         for number in range(16):
-            record = RequestRecord(
-                request_id=f"old{number}",
-                gateway_id="g",
-                arrival_at_s=SystemClock().unix_s(),
-                num_prompt_tokens=5,
-                num_output_tokens=7,
-                num_cached_tokens=0,
-                slo=Slo(ttft_s=1.0, tbt_s=0.1),
-                outcome="stop",
-                e2e_s=1.0,
-                slo_met=True,
-                epochs=1,
-                plan=plan,
-            )
-            await scene.bus.publish(SUBJECTS.request_events, record)
-        while scene.actor.lengths.predict("default", 1000).mean != 7.0:
+            await scene.bus.publish(SUBJECTS.request_events, finished(f"old{number}", plan))
+        while scene.actor.learning.lengths.predict("default", 1000, "m").mean != 7.0:
             await asyncio.sleep(0)
         assert (await scene.plan(question("r2", max_tokens=1000))).predicted_output_tokens == 7.0
+
+
+async def busy(scene: Scene, tokens: int) -> Plan:
+    """Two instances with so many prompt tokens to compute; the plan of one request there."""
+    await scene.register(instance("a"), instance("b"))
+    for name in "ab":
+        report = load(name, outstanding_prefill_tokens=tokens)
+        await scene.bus.publish(SUBJECTS.telemetry(name), report)
+    pool = scene.actor.pool
+    while any(
+        view.outstanding_prefill_tokens != tokens for view in pool.view(0.0, pool.ready()).instances
+    ):
+        await asyncio.sleep(0)
+    return await scene.plan(question("first"))
+
+
+async def teach(scene: Scene, plan: Plan, ratio: float) -> None:
+    """Requests with that plan's prediction had their first token at ``ratio`` times it."""
+    assert plan.chosen is not None
+    for number in range(16):
+        record = finished(f"old{number}", plan, ttft_s=ratio * plan.chosen.ttft_s)
+        await scene.bus.publish(SUBJECTS.request_events, record)
+    while scene.actor.admission.error.optimistic(plan.chosen.ttft_s) is None:
+        await asyncio.sleep(0)
+
+
+async def test_what_no_placement_can_serve_in_time_is_refused_with_the_predicted_wait() -> None:
+    async with scheduler(policy="colocated") as scene:
+        plan = await busy(scene, 500_000)
+        assert plan.chosen is not None and plan.chosen.ttft_s > 2.0
+        await teach(scene, plan, 1.0)
+        refusal = await scene.refusal(question("late"))
+        assert refusal.code == "slo" and refusal.predicted_ttft_s is not None
+        assert refusal.predicted_ttft_s == pytest.approx(plan.chosen.ttft_s, rel=0.1)
+        assert refusal.retry_after_s == pytest.approx(refusal.predicted_ttft_s - 1.0)
+        assert f"{refusal.predicted_ttft_s:.2f} s" in refusal.message
+        assert [to for to, _ in scene.sent] == [plan.alpha_id]
+
+
+async def test_a_model_that_is_wrong_refuses_nobody_once_first_tokens_were_seen() -> None:
+    async with scheduler(policy="colocated") as scene:
+        plan = await busy(scene, 500_000)
+        await teach(scene, plan, 0.01)
+        assert (await scene.plan(question("late"))).chosen is not None
+
+
+async def test_what_was_admitted_once_is_placed_anew_however_late() -> None:
+    async with scheduler(policy="colocated") as scene:
+        await teach(scene, await busy(scene, 500_000), 1.0)
+        assert (await scene.plan(question("first", epoch=2))).epoch == 2
+
+
+async def test_a_class_may_queue_by_flag_and_by_message_and_its_queue_is_bounded() -> None:
+    async with scheduler(policy="colocated", queue_classes="default", max_queued=2) as scene:
+        await teach(scene, await busy(scene, 500_000), 1.0)
+        await scene.plan(question("waits"))
+        switch = SetAdmission(default="refuse")
+        reply = await scene.bus.request(SUBJECTS.all_schedulers, switch, 5.0)
+        assert ControlReply.model_validate_json(reply.data).ok
+        assert (await scene.refusal(question("late"))).code == "slo"
+        switch = SetAdmission(default="refuse", classes={"default": "queue"})
+        await scene.bus.request(SUBJECTS.all_schedulers, switch, 5.0)
+        codes = {(await scene.ask(question(f"q{n}"))).kind for n in range(3)}
+        assert codes == {"plan"}
+        assert (await scene.refusal(question("too many"))).code == "overloaded"
+
+
+async def test_classes_whose_cuts_lost_are_left_uncut_by_the_policy() -> None:
+    async with scheduler(policy="dynaserve") as scene:
+        await scene.register(instance("a"), instance("b"), coordinator())
+        uncut = await scene.plan(question("old"))
+        control = uncut.model_copy(update={"reason": "control group", "control_group": True})
+        cut = uncut.model_copy(
+            update={"reason": "cut is cheapest", "cut": 50, "alpha_id": "a", "beta_id": "b"}
+        )
+        for number in range(30):
+            for made, ttft_s in ((control, 0.1), (cut, 3.0)):
+                record = finished(f"old{number}", made, ttft_s=ttft_s)
+                await scene.bus.publish(SUBJECTS.request_events, record)
+        while not scene.actor.learning.guard.unsplit_classes:
+            await asyncio.sleep(0)
+        seen: list[frozenset[str]] = []
+        place = scene.actor.policy.place
+
+        class Spy:
+            def place(self, request: RequestView, pool: PoolView) -> Decision:
+                seen.append(pool.unsplit_classes)
+                return place(request, pool)
+
+        scene.actor.policy = Spy()
+        await scene.plan(question("next"))
+        assert seen == [frozenset({"default"})]
 
 
 async def test_a_stopping_scheduler_answers_what_was_asked_before() -> None:

@@ -14,7 +14,7 @@ def test_quantiles_follow_what_was_seen_in_the_class() -> None:
     assert abs(seen.p50 - 200) < 10
     assert seen.p10 < seen.p50 < seen.p90
     assert predictor.predict("chat", 10_000) != seen
-    assert predictor.error["code"] > 0.0
+    assert predictor.error["", "code"] > 0.0
 
 
 @given(st.lists(st.integers(1, 100_000), max_size=80), st.integers(1, 500))

@@ -40,8 +40,9 @@ def test_a_placement_counts_until_telemetry_names_it() -> None:
 def test_a_placement_whose_segment_was_lost_stops_counting() -> None:
     tracker = tracked("a")
     tracker.on_placed("a", "r", Burden(100, 1, 120), 1000.0)
-    tracker.on_load(load("a", 1, at_s=1000.0 + UNSEEN_S + 1))
+    tracker.on_load(load("a", 1), 1000.0 + UNSEEN_S + 1)
     assert seen(tracker, "a").outstanding_prefill_tokens == 0
+    assert (tracker.num_unseen, tracker.unseen_tokens, tracker.num_lost) == (0, 0, 1)
 
 
 def test_an_old_report_does_not_replace_a_newer_one_but_a_restart_does() -> None:

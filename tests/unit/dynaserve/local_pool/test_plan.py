@@ -5,6 +5,7 @@ import pytest
 from dynaserve.local_pool.hardware import Hardware
 from dynaserve.local_pool.plan import Part, plan_parts
 from dynaserve.local_pool.settings import read_settings
+from services.global_sched.settings import read_settings as read_scheduler_settings
 from shared.errors import InvalidRequest
 
 CPU = Hardware(gpus=(), num_cores=2, memory_gib=24.0)
@@ -77,3 +78,13 @@ def test_the_demo_gateway_reads_the_calls_of_tools_and_that_of_another_model_as_
     assert "--tool-call-parser=hermes" in parts(CPU)["gateway-0"].arguments
     assert "--tool-call-parser=hermes" not in parts(CPU)["instance-0"].arguments
     assert "--tool-call-parser=hermes" not in parts(CPU, "some/model")["gateway-0"].arguments
+
+
+def test_admission_is_told_to_every_scheduler() -> None:
+    flags = ("--schedulers", "2", "--admission", "queue", "--queue-classes", "a,b")
+    planned = parts(CPU, *flags, "--max-queued", "7")
+    for name in ("scheduler-0", "scheduler-1"):
+        told = planned[name].arguments
+        settings = read_scheduler_settings(told)
+        assert (settings.admission, settings.max_queued) == ("queue", 7)
+        assert settings.queueing == {"a": "queue", "b": "queue"}
