@@ -119,6 +119,7 @@ def _candidates(plan: Plan, regret: Regret | None) -> Table:
     for candidate in plan.candidates:
         is_chosen = _key(candidate) == _key(plan)
         best = regret is not None and not regret.best_is_chosen and regret.best == candidate
+        is_own = plan.unforced is not None and _key(candidate) == _key(plan.unforced)
         to = f" → {candidate.beta_id}" if candidate.beta_id else ""
         table.add_row(
             f"{'●' if is_chosen else ' '} {candidate.alpha_id}{to}",
@@ -126,10 +127,15 @@ def _candidates(plan: Plan, regret: Regret | None) -> Table:
             say_s(candidate.prediction.ttft_s),
             say_s(candidate.prediction.tbt_s),
             f"{candidate.prediction.cost:.3g}",
-            "chosen" if is_chosen else "best in hindsight" if best else "",
+            _note(is_chosen, is_own, best),
             style="bold" if is_chosen else "",
         )
     return table
+
+
+def _note(is_chosen: bool, is_own: bool, is_best: bool) -> str:
+    notes = {"chosen": is_chosen, "the policy's own": is_own, "best in hindsight": is_best}
+    return ", ".join(note for note, holds in notes.items() if holds)
 
 
 def _key(one: Candidate | Plan) -> tuple[str, str | None, int | None]:
@@ -137,20 +143,28 @@ def _key(one: Candidate | Plan) -> tuple[str, str | None, int | None]:
 
 
 def _regretted(plan: Plan, regret: Regret | None) -> str:
+    if plan.unforced is not None:
+        own = plan.unforced
+        return (
+            f"The request forced its cut. The policy's own choice was {_named(own)}, with TTFT "
+            f"{say_s(own.prediction.ttft_s)} and a gap of {say_s(own.prediction.tbt_s)} expected."
+        )
     if len(plan.candidates) < 2:
         return "No other candidate was weighed."
     if regret is None:
         return "No regret can be told: nothing to compare predictions with."
     if regret.best_is_chosen:
         return "No regret: none of the others was expected to do better."
-    best = regret.best
-    name = best.alpha_id + (f" → {best.beta_id}, cut {best.cut}" if best.beta_id else ", uncut")
     kept = "would" if regret.would_have_met else "would not"
     return (
-        f"Regret: {name} would have given TTFT {say_s(regret.estimated_ttft_s)} and a gap of "
-        f"{say_s(regret.estimated_tbt_s)}, and {kept} have held both objectives.\n"
+        f"Regret: {_named(regret.best)} would have given TTFT {say_s(regret.estimated_ttft_s)} "
+        f"and a gap of {say_s(regret.estimated_tbt_s)}, and {kept} have held both objectives.\n"
         f"Computed from {regret.how}."
     )
+
+
+def _named(one: Candidate) -> str:
+    return one.alpha_id + (f" → {one.beta_id}, cut at {one.cut}" if one.beta_id else ", uncut")
 
 
 def _table(*names: str) -> Table:

@@ -6,7 +6,7 @@ Everything is recorded once per request, from its record, when it is over.
 from collections.abc import Callable
 
 from services.gateway.phases import ttft_phases
-from shared.cuts import region
+from shared.cuts import reason_code, region
 from shared.schemas.events import RequestRecord
 from shared.schemas.request import Slo
 from shared.telemetry import Attributes, BoundedNames, Gauge, counter, gauge, histogram, up_down
@@ -100,7 +100,7 @@ class RequestMeter:
             attributes = {**slo_class, "objective": objective}
             _judged.add(1, attributes)
             _good.add(met, attributes)
-        if record.plan is not None:
+        if record.plan is not None and reason_code(record.plan.reason) != "forced":
             _groups.add(1, {"group": _group(record), "slo": "met" if record.slo_met else "missed"})
 
     def _time(self, record: RequestRecord, slo_class: dict[str, str], operation: str) -> None:

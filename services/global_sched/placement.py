@@ -160,7 +160,10 @@ def force_cut(
     records: dict[str, InstanceRecord],
     has_coordinator: bool,
 ) -> Decision:
-    """A cut at ``place.forced_cut`` between two instances that can hand over, or InvalidRequest."""
+    """A cut at ``place.forced_cut`` between two instances that can hand over, or InvalidRequest.
+
+    What the policy weighed and would have done goes along, to be told.
+    """
     cut = place.forced_cut
     if cut is None or not 1 <= cut <= request.max_cut:
         raise _invalid(
@@ -176,17 +179,16 @@ def force_cut(
         choose_transport(records[alpha_id], records[beta_id], place.forced_transport)
     except HandoffError as error:
         raise InvalidRequest(str(error), FORCED_TRANSPORT_PARAM) from error
-    prediction = decision.chosen
-    return Decision(
+    own = Candidate(decision.alpha_id, decision.beta_id, decision.cut, decision.chosen)
+    return replace(
+        decision,
         kind="cut",
         alpha_id=alpha_id,
         beta_id=beta_id,
         cut=cut,
-        chosen=prediction,
-        unsplit=decision.unsplit,
-        disaggregated=decision.disaggregated,
-        candidates=(Candidate(alpha_id, beta_id, cut, prediction),),
-        reason="forced by the request",
+        reason=f"forced by the request; else: {decision.reason}",
+        control_group=False,
+        unforced=own,
     )
 
 
@@ -262,7 +264,8 @@ def carry_out(
             "predicted_cached_tokens": request.cached_tokens.get(decision.alpha_id, 0),
             "unsplit": _told(decision.unsplit),
             "disaggregated": _told(decision.disaggregated),
-            "chosen": _told(decision.chosen),
+            "chosen": _told(_predicted(decision)),
+            "unforced": decision.unforced and _as_dict(decision.unforced),
             "candidates": _cheapest(decision.candidates, max_candidates),
             "decision_s": decision_s,
         }
@@ -342,11 +345,21 @@ def _told(prediction: Prediction | None) -> dict[str, float] | None:
     return None if prediction is None else prediction._asdict()
 
 
+def _predicted(decision: Decision) -> Prediction | None:
+    """Of what is done; of a forced cut only if the policy happened to weigh it."""
+    if decision.unforced is None:
+        return decision.chosen
+    done = (decision.alpha_id, decision.beta_id, decision.cut)
+    return next((c.prediction for c in decision.candidates if c[:3] == done), None)
+
+
 def _cheapest(candidates: Iterable[Candidate], count: int) -> list[dict[str, object]]:
     chosen = nsmallest(count, candidates, key=lambda candidate: candidate.prediction.cost)
-    return [
-        candidate._asdict() | {"prediction": candidate.prediction._asdict()} for candidate in chosen
-    ]
+    return [_as_dict(candidate) for candidate in chosen]
+
+
+def _as_dict(candidate: Candidate) -> dict[str, object]:
+    return candidate._asdict() | {"prediction": candidate.prediction._asdict()}
 
 
 def by_id(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:

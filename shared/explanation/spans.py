@@ -97,6 +97,7 @@ def _segment(
 ) -> Iterator[Span]:
     lane, ready_s = timing.role, timing.received_s
     if timing.role == "beta" and alpha is not None:
+        yield axis.span("bus", lane, timing, alpha.ended_s, timing.received_s)
         ready_s = max(ready_s, alpha.ended_s)
         yield axis.span("held", lane, timing, timing.received_s, ready_s)
         exposed_until_s = min(ready_s + timing.kv_wait_s, timing.ended_s)

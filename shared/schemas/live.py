@@ -54,8 +54,8 @@ class InstanceStatus(Part):
     outstanding_prefill_tokens: int
     budget_tokens: int
     kv_used: float = Field(description="share of its blocks")
-    step_s: float
-    predicted_step_s: float
+    step_s: float = Field(description="the worst of the last seconds; 0: idle")
+    predicted_step_s: float = Field(description="of the same step")
     step_share: float = Field(description="of the tightest TBT objective in the batch; 1 is late")
     tokens_per_s: float
     num_preemptions: int

@@ -70,7 +70,12 @@ class Plan(Message):
     )
     unsplit: Prediction | None = None
     disaggregated: Prediction | None = None
-    chosen: Prediction | None = None
+    chosen: Prediction | None = Field(
+        default=None, description="of what is done; None for a forced cut nobody weighed"
+    )
+    unforced: Candidate | None = Field(
+        default=None, description="what the policy would have done, where the request forced a cut"
+    )
     candidates: list[Candidate] = Field(default_factory=list)
     decision_s: float = Field(default=0.0, description="time the policy took")
 

@@ -111,6 +111,8 @@ class Decision:
     reason: str
     control_group: bool = False
     decode_holders: tuple[str, ...] = ()
+    unforced: Candidate | None = None
+    """What the policy would have done where the request forced its cut; ``chosen`` is of that."""
 
     @property
     def decode_id(self) -> str:

@@ -72,6 +72,16 @@ def test_groups_of_the_comparison(cut: int | None, control: bool, group: str) ->
     assert change(metrics._groups, before) == {(group, "met"): 1}
 
 
+def test_a_forced_cut_is_in_no_group_of_the_comparison() -> None:
+    meter = RequestMeter()
+    before = snapshot(metrics._groups)
+    over = record(cut=50)
+    assert over.plan is not None
+    plan = over.plan.model_copy(update={"reason": "forced by the request; else: least loaded"})
+    meter.over(over.model_copy(update={"plan": plan}))
+    assert change(metrics._groups, before) == {}
+
+
 def test_classes_beyond_the_bound_share_one_name() -> None:
     meter = RequestMeter()
     before = snapshot(metrics._judged)

@@ -20,7 +20,7 @@ from services.global_sched.placement import (
 from services.global_sched.policy import POLICIES
 from services.global_sched.pool_view import PoolTracker
 from shared.errors import InvalidRequest, NoInstance
-from shared.schemas.message import pack_tokens
+from shared.schemas.message import num_tokens, pack_tokens
 from shared.schemas.place import Place
 from shared.schemas.registry import InstanceRecord
 from tests.unit.global_sched.pool_stage import GEOMETRY, instance, question
@@ -81,6 +81,26 @@ def test_a_forced_cut_in_range_is_honoured_by_every_policy(
     assert alpha.handoff.cut == beta.handoff.cut == placed.opening.cut == cut
     assert (alpha.handoff.peer_id, beta.handoff.peer_id) == (beta_id, alpha_id)
     assert alpha.request is beta.request
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_forced_cut_tells_what_the_policy_would_have_done(policy: str) -> None:
+    own, forced = (place_it(question(cut=cut), policy).plan for cut in (None, 5))
+    assert forced.candidates == own.candidates
+    assert forced.unforced is not None and own.unforced is None
+    unforced = (forced.unforced.alpha_id, forced.unforced.beta_id, forced.unforced.cut)
+    assert unforced == (own.alpha_id, own.beta_id, own.cut)
+    assert forced.unforced.prediction == own.chosen
+    assert forced.reason == f"forced by the request; else: {own.reason}"
+    assert forced.chosen is None  # nobody weighed a cut at 5
+    assert not forced.control_group
+
+
+def test_a_forced_cut_that_was_weighed_has_its_prediction() -> None:
+    plan = place_it(question(cut=100), "dynaserve").plan
+    assert plan.cut == 100 == num_tokens(question().request.prompt_token_ids)
+    assert plan.chosen is not None
+    assert plan.chosen == plan.disaggregated
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

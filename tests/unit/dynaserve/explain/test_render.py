@@ -11,8 +11,18 @@ from dynaserve.explain.waterfall import MIN_BAR, waterfall
 from shared.explanation import Span, explain
 from shared.schemas.events import RequestRecord
 from shared.schemas.handoff import HandoffRecord
+from shared.schemas.place import Candidate
 from shared.schemas.request import Slo
-from tests.unit.shared.explanation.records import P, cut_record, handoff, missed, record, timing
+from tests.unit.shared.explanation.records import (
+    P,
+    cut_plan,
+    cut_record,
+    handoff,
+    missed,
+    prediction,
+    record,
+    timing,
+)
 
 
 def screen(of: RequestRecord, handoffs: tuple[HandoffRecord, ...] = (), width: int = 110) -> str:
@@ -46,6 +56,19 @@ def test_a_late_request_says_why_and_what_would_have_been_better() -> None:
     assert "1.20 s ▲" in shown
     assert "Regret: b, uncut would have given TTFT 400 ms" in shown
     assert "taken at their word" in " ".join(shown.split())
+
+
+def test_a_forced_cut_tells_what_the_policy_would_have_done() -> None:
+    own = Candidate(alpha_id="a", prediction=prediction())
+    others = [own, Candidate(alpha_id="b", prediction=prediction(cost=2.0))]
+    forced = cut_plan(P).model_copy(
+        update={"chosen": None, "unforced": own, "candidates": others, "reason": "forced"}
+    )
+    shown = screen(cut_record(cut=P, plan=forced), (handoff(),))
+    (row,) = (line for line in shown.splitlines() if "the policy's own" in line)
+    assert row.split()[:2] == ["a", "uncut"]
+    assert "The policy's own choice was a, uncut, with TTFT 300 ms" in " ".join(shown.split())
+    assert "chosen" not in shown
 
 
 def test_a_request_that_was_refused_shows_without_a_plan() -> None:

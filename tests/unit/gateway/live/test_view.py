@@ -3,7 +3,7 @@
 from typing import Any
 
 from services.gateway.live.flows import MAX_FLOWS, MAX_ROWS, Flows
-from services.gateway.live.instances import SILENT_S, Instances
+from services.gateway.live.instances import RECENT_S, SILENT_S, Instances
 from services.gateway.live.view import MAX_ROWS as MAX_REQUESTS
 from services.gateway.live.view import LiveView
 from shared.bus_memory import MemoryBus
@@ -52,6 +52,25 @@ def test_an_idle_instance_has_no_step() -> None:
     idle = load(num_running=0, num_decodes=0)
     (status,) = instances.statuses({"a": instance_record("a")}, {"a": idle}, 0.0)
     assert (status.step_s, status.step_share) == (0.0, 0.0)
+
+
+def test_a_long_step_is_seen_though_short_ones_follow_and_for_a_while() -> None:
+    instances, record = Instances(), instance_record("a")
+    instances.add(load(num_steps=1, step_s=0.5, slo_headroom=-4.0), 0.0)
+    instances.add(load(num_steps=2), 0.1)
+    (status,) = instances.statuses({"a": record}, {"a": load()}, 0.2)
+    assert (status.step_s, status.step_share) == (0.5, 5.0)
+    instances.add(load(num_steps=3), RECENT_S)
+    (status,) = instances.statuses({"a": record}, {"a": load()}, RECENT_S + 0.1)
+    assert status.step_s == 0.02
+
+
+def test_a_report_that_is_repeated_without_a_new_step_makes_no_step_recent() -> None:
+    instances, record, idle = Instances(), instance_record("a"), load(num_running=0, num_steps=7)
+    for second in range(5):
+        instances.add(idle, float(second))
+    (status,) = instances.statuses({"a": record}, {"a": idle}, 4.5)
+    assert status.step_s == 0.0
 
 
 def test_an_instance_that_stopped_reporting_is_silent() -> None:

@@ -42,6 +42,17 @@ def test_alpha_decodes_when_the_cut_lies_in_the_output() -> None:
     assert ("decode", "beta", 0.25, 1.3) in found
 
 
+def test_what_passes_until_beta_has_its_segment_is_time_on_the_bus() -> None:
+    late = cut_record(
+        segments=[timing("a", "alpha", 0.01, 0.02, 0.2), timing("b", "beta", 0.6, 0.62, 1.3)],
+        ttft_s=0.7,
+    )
+    found = kinds(spans_of(late))
+    assert ("bus", "beta", 0.2, 0.6) in found
+    assert accounted(spans_of(late), 0.7) == pytest.approx(1.0)
+    assert "held" not in {kind for kind, *_ in found}
+
+
 def test_work_of_a_lost_placement_is_lost_and_the_next_placement_is_seen() -> None:
     again = record(
         epochs=2,
