@@ -139,6 +139,10 @@ class PoolTracker:
         """Requests on these instances that have no first token yet; call ``view`` before."""
         return sum(self._tracked[record.instance_id].queued for record in among)
 
+    def last_load(self, instance_id: str) -> InstanceLoad | None:
+        tracked = self._tracked.get(instance_id)
+        return tracked.load if tracked is not None else None
+
     @property
     def num_unseen(self) -> int:
         """Placements that telemetry does not show yet."""

@@ -94,6 +94,9 @@ class EngineLoad:
     links: list[LinkLoad] = field(default_factory=list)
     latency: LatencyCoefficients | None = None
     """The latency model as the steps so far have corrected it."""
+    num_added: int | None = None
+    """Segments ever added that this load knows of; None: all. One that was added while a step ran
+    is not in the load taken at its end."""
 
 
 @dataclass(slots=True)

@@ -63,6 +63,7 @@ class SimulatedEngine:
         self._kicked = False
         self._stopped = False
         self._num_steps = 0
+        self._num_added = 0
         self._last_step: Step | None = None
         self._timed_steps: deque[TimedStep] = deque(maxlen=MAX_TIMED_STEPS)
         self._load_due_s = 0.0
@@ -87,6 +88,7 @@ class SimulatedEngine:
         )
 
     def add(self, segment: Segment) -> None:
+        self._num_added += 1
         request = SimulatedRequest(segment, self.now_s())
         problem = self._problem(request)
         if problem is not None:
@@ -299,6 +301,7 @@ class SimulatedEngine:
             num_steps=self._num_steps,
             num_generated_tokens=self.steps.num_generated,
             num_preemptions=self.steps.num_preemptions,
+            num_added=self._num_added,
         )
 
     def _geometry(self) -> Geometry:

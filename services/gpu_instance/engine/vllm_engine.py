@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from vllm.v1.engine import EngineCoreOutputs
@@ -65,6 +66,7 @@ class VllmEngine:
         self._thread: threading.Thread | None = None
         self._reported_s = 0.0
         self._was_idle = False
+        self._num_added = 0
 
     # -- the seam (any thread) -----------------------------------------------------------------
 
@@ -202,7 +204,7 @@ class VllmEngine:
         idle = not self._live
         load = None
         if now_s - self._reported_s >= LOAD_INTERVAL_S or idle != self._was_idle:
-            load = self._scheduler.load()
+            load = replace(self._scheduler.load(), num_added=self._num_added)
             self._reported_s, self._was_idle = now_s, idle
         if self._emissions or load is not None:
             emissions, self._emissions = self._emissions, []
@@ -230,6 +232,7 @@ class VllmEngine:
         return answer
 
     def _add(self, segment: Segment) -> None:
+        self._num_added += 1
         live = live_segment(segment)
         try:
             request = build_request(live, self._core.preprocess_add_request)

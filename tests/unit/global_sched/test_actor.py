@@ -13,7 +13,7 @@ from services.global_sched.policy.views import Decision, PoolView, RequestView
 from services.global_sched.settings import SchedulerSettings
 from shared.bus import Delivery
 from shared.bus_memory import MemoryBus
-from shared.clock import SystemClock
+from shared.clock import Clock, ManualClock, SystemClock
 from shared.errors import BusTimeout
 from shared.registry import PoolRegistry, record_key
 from shared.schemas.events import RequestRecord
@@ -75,10 +75,10 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scheduler(**settings: object) -> AsyncIterator[Scene]:
+async def scheduler(clock: Clock | None = None, **settings: object) -> AsyncIterator[Scene]:
     bus = MemoryBus()
     options = SchedulerSettings.model_validate({"id": "s", "policy": "round_robin", **settings})
-    scene = Scene(bus, SchedulerActor(bus, options))
+    scene = Scene(bus, SchedulerActor(bus, options, clock))
     await bus.subscribe(SUBJECTS.segment("*"), scene.on_segment)
     await bus.subscribe(SUBJECTS.handoff("*"), scene.on_handoff)
     async with asyncio.TaskGroup() as tasks:
@@ -370,3 +370,48 @@ async def test_a_stopping_scheduler_answers_what_was_asked_before() -> None:
         scene.actor.stop()
         answers = await asyncio.gather(*questions)
         assert all(isinstance(reply, Plan) for reply in answers)
+
+
+async def hear(scene: Scene, name: str, sequence: int) -> None:
+    """Instance ``name`` reports, and the scheduler has noticed."""
+    report = load(name, sequence, num_steps=sequence)
+    await scene.bus.publish(SUBJECTS.telemetry(name), report)
+    while scene.actor.pool.last_load(name) != report:
+        await asyncio.sleep(0)
+
+
+async def test_an_instance_that_has_gone_silent_gets_no_work_while_its_record_lives() -> None:
+    clock = ManualClock()
+    async with scheduler(clock) as scene:
+        await scene.register(instance("a"), instance("b"))
+        await hear(scene, "a", 1)
+        await hear(scene, "b", 1)
+        clock.advance(0.9)
+        await hear(scene, "b", 2)
+        both = {(await scene.plan(question(f"r{n}"))).alpha_id for n in range(2)}
+        clock.advance(0.2)
+        left = {(await scene.plan(question(f"s{n}"))).alpha_id for n in range(4)}
+        await hear(scene, "a", 2)
+        again = {(await scene.plan(question(f"t{n}"))).alpha_id for n in range(2)}
+        assert (both, left, again) == ({"a", "b"}, {"b"}, {"a", "b"})
+
+
+async def test_when_all_are_silent_it_is_the_bus_and_they_are_used_nevertheless() -> None:
+    clock = ManualClock()
+    async with scheduler(clock) as scene:
+        await scene.register(instance("a"), instance("b"))
+        clock.advance(30.0)
+        assert {(await scene.plan(question(f"r{n}"))).alpha_id for n in range(2)} == {"a", "b"}
+
+
+async def test_who_announces_to_report_rarely_is_given_its_time() -> None:
+    clock = ManualClock()
+    async with scheduler(clock) as scene:
+        await scene.register(instance("a"), instance("b"))
+        rare = load("a", report_every_s=1.0)
+        await scene.bus.publish(SUBJECTS.telemetry("a"), rare)
+        while scene.actor.pool.last_load("a") is None:
+            await asyncio.sleep(0)
+        clock.advance(3.5)
+        await hear(scene, "b", 1)
+        assert {(await scene.plan(question(f"r{n}"))).alpha_id for n in range(2)} == {"a", "b"}

@@ -1,6 +1,8 @@
 """The snapshot: what instances report plus what was placed since, and nothing twice."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.placement import request_view
@@ -112,3 +114,85 @@ def test_the_latency_model_is_the_one_the_engine_has_learned_since_it_joined() -
     learned = at_start._replace(base_ms=3.0 * at_start.base_ms)
     tracker.on_load(load("a", 2, latency=LatencyCoefficients.of(learned)))
     assert seen(tracker, "a").model.base_ms == pytest.approx(3.0 * at_start.base_ms)
+
+
+# What may happen to requests 0..5 on instances a and b, in any order.
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["placed", "reported", "stale report", "over", "left", "came"]),
+        st.sampled_from("ab"),
+        st.integers(0, 5),
+        st.integers(0, 300),
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+def test_the_shadow_is_never_negative_and_is_gone_when_all_is_reported_or_over(
+    events: list[tuple[str, str, int, int]],
+) -> None:
+    tracker, now_s, sequence = tracked("a", "b"), 100.0, 10
+    placed: set[tuple[str, str]] = set()
+    here = {"a", "b"}
+    for what, name, number, tokens in events:
+        now_s += 0.01
+        sequence += 1
+        request_id = f"r{number}"
+        match what:
+            case "placed":
+                tracker.on_placed(name, request_id, Burden(tokens, 1, 2 * tokens), now_s)
+                placed |= {(name, request_id)} if name in here else set()
+            case "reported" | "stale report":
+                old = what == "stale report"
+                report = load(name, 1 if old else sequence, at_s=1.0 if old else now_s)
+                shown = report.model_copy(update={"admitted_request_ids": [request_id]})
+                tracker.on_load(shown, now_s)
+                placed.discard((name, request_id))
+            case "over":
+                tracker.on_over(name, request_id)
+                placed.discard((name, request_id))
+            case "left":
+                tracker.on_record(name, None, now_s)
+                placed = {pair for pair in placed if pair[0] != name}
+                here.discard(name)
+            case _:
+                tracker.on_record(name, instance(name), now_s)
+                here.add(name)
+        assert tracker.num_unseen == len(placed)
+        assert tracker.unseen_tokens >= 0
+        for view in tracker.view(now_s, tracker.ready(now_s=now_s)).instances:
+            assert view.outstanding_prefill_tokens >= 0 and view.pending_decodes >= 0
+    for name, request_id in placed:
+        tracker.on_over(name, request_id)
+    for name in "ab":
+        tracker.on_load(load(name, sequence + 1, at_s=now_s), now_s)
+    assert (tracker.num_unseen, tracker.unseen_tokens) == (0, 0)
+    for view in tracker.view(now_s, tracker.ready(now_s=now_s)).instances:
+        assert (view.outstanding_prefill_tokens, view.pending_decodes) == (0, 0)
+
+
+def test_the_error_of_what_was_believed_is_told_with_the_report_that_shows_it() -> None:
+    tracker = tracked("a")
+    tracker.on_load(load("a", 1, outstanding_prefill_tokens=10))
+    tracker.on_placed("a", "r", Burden(100, 1, 120), 1.0)
+    assert tracker.on_load(load("a", 2, outstanding_prefill_tokens=10), 1.1) is None
+    shown = load("a", 3, outstanding_prefill_tokens=70, admitted_request_ids=["r"])
+    assert tracker.on_load(shown, 1.2) == 40
+
+
+def test_a_restarted_instance_has_none_of_what_was_placed_on_it_before() -> None:
+    tracker = tracked("a")
+    tracker.on_placed("a", "r", Burden(100, 1, 120), 1.0)
+    tracker.on_record("a", instance("a", started_s=5.0), 2.0)
+    assert seen(tracker, "a").outstanding_prefill_tokens == 0
+
+
+def test_requests_without_a_first_token_are_counted_once_wherever_they_wait() -> None:
+    tracker = tracked("a", "b")
+    tracker.on_load(load("a", num_running=5, num_decodes=3, num_waiting=2))
+    tracker.on_load(load("b", num_running=1, num_decodes=1, num_waiting_for_kv=4))
+    tracker.on_placed("b", "r", Burden(100, 1, 120), 1.0)
+    ready = tracker.ready()
+    tracker.view(0.0, ready)
+    assert tracker.num_queued(ready) == 5
