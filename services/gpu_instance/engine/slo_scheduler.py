@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.outputs import ModelRunnerOutput
 
-Rank = tuple[int, bool, float]
-DECODE: Rank = (0, False, 0.0)
 RANK_INTERVAL_S = 0.02
 """Waiting prompts are put in order this often at most."""
 MAX_TIMED_STEPS = 8192
@@ -52,8 +50,9 @@ NO_SLO = Slo(ttft_s=60.0, tbt_s=60.0)
 class Pace:
     """A request's objectives, and when its last token left."""
 
-    slo: Slo
     arrival_s: float
+    deadline_s: float
+    tbt_s: float
     last_token_s: float
 
 
@@ -108,19 +107,21 @@ class SloBatching(_Base):
         now_s = time.monotonic()
         waited_s = max(0.0, time.time() - request.arrival_time)
         slo: Slo = getattr(request, "slo", NO_SLO)
-        self.paces[request.request_id] = Pace(slo, now_s - waited_s, now_s)
+        arrival_s = now_s - waited_s
+        self.paces[request.request_id] = Pace(
+            arrival_s, arrival_s + slo.ttft_s, slo.tbt_s, last_token_s=now_s
+        )
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         now_s = time.monotonic()
-        if self.batcher.static_tokens is None:
-            self._order(now_s)
-        plan = self.batcher.plan(self._count(now_s))
+        load = self._survey(now_s)
+        plan = self.batcher.plan(load)
         self.last_budget = max(1, min(plan.token_budget, self.configured_tokens))
         self.max_num_scheduled_tokens = self.last_budget
         output: SchedulerOutput = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens:
-            shape = self._shape(output)
+            shape = self._shape(output, load)
             self._in_flight.append(StepInFlight(output, plan, shape, time.monotonic()))
         return output
 
@@ -144,21 +145,25 @@ class SloBatching(_Base):
 
     # -- before a step -------------------------------------------------------------------------
 
-    def _count(self, now_s: float) -> StepLoad:
-        """What runs and how tight it is. O(running), no objects made."""
-        num_decodes = context = 0
-        slack_s = math.inf
+    def _survey(self, now_s: float) -> StepLoad:
+        """What runs and how tight it is, the queues put in order: one pass over what runs."""
+        prompts: list[Request] = []
+        context = 0
+        due_s = math.inf
         paces, uniform_s = self.paces, self.slo_tbt_s
         for request in self.running:
             if request.is_prefill_chunk:
+                prompts.append(request)
                 continue
-            num_decodes += 1
             context += request.num_computed_tokens
             pace = paces[request.request_id]
-            left_s = (uniform_s or pace.slo.tbt_s) - (now_s - pace.last_token_s)
-            if 0.0 < left_s < slack_s:
-                slack_s = left_s
-        return StepLoad(num_decodes, context, slack_s * 1e3, self._prompts())
+            next_s = pace.last_token_s + (uniform_s or pace.tbt_s)
+            if now_s < next_s < due_s:
+                due_s = next_s
+        num_decodes = len(self.running) - len(prompts)
+        if self.batcher.static_tokens is None:
+            self._order(prompts, now_s)
+        return StepLoad(num_decodes, context, (due_s - now_s) * 1e3, self._prompts())
 
     def _prompts(self) -> Iterator[tuple[int, int]]:
         """(tokens to compute, tokens computed) in the order of service; read as far as needed."""
@@ -171,10 +176,17 @@ class SloBatching(_Base):
                     computed = request.num_computed_tokens
                     yield max(1, request.num_tokens - computed), computed
 
-    def _order(self, now_s: float) -> None:
-        """Decodes first; prompts by deadline, those that have lost theirs behind."""
+    def _order(self, prompts: list[Request], now_s: float) -> None:
+        """Decodes first; prompts by deadline, those that have lost theirs behind.
+
+        ``prompts``: those among the running; without any the decodes stand as they should.
+        """
         lost_turn = self.batcher.lost_turn
-        self.running.sort(key=lambda r: self._running_rank(r, now_s, lost_turn))
+        if prompts:
+            prompts.sort(key=lambda r: self._rank(r, now_s, lost_turn))
+            if self.running[-len(prompts) :] != prompts:
+                decodes = [request for request in self.running if not request.is_prefill_chunk]
+                self.running[:] = decodes + prompts
         first_come = isinstance(self.waiting, FCFSRequestQueue)  # else: by the user's priority
         due = lost_turn or now_s - self._ranked_s > RANK_INTERVAL_S
         if first_come and len(self.waiting) > 1 and due:
@@ -183,34 +195,39 @@ class SloBatching(_Base):
             self.waiting.clear()
             self.waiting.extend(ranked)
 
-    def _running_rank(self, request: Request, now_s: float, lost_turn: bool) -> Rank:
-        if not request.is_prefill_chunk:
-            return DECODE
-        return (1, *self._rank(request, now_s, lost_turn))
-
     def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, float]:
         pace = self.paces[request.request_id]
         remaining = request.num_tokens - request.num_computed_tokens
         tokens_per_s = 1e3 / max(self.batcher.model.prefill_ms, 1e-6)
-        prompt = PromptView(pace.arrival_s, pace.arrival_s + pace.slo.ttft_s, remaining)
+        prompt = PromptView(pace.arrival_s, pace.deadline_s, remaining)
         lost, key = prompt_rank(prompt, now_s, tokens_per_s)
         return (lost != lost_turn, key)
 
     # -- after a step --------------------------------------------------------------------------
 
-    def _shape(self, output: SchedulerOutput) -> StepShape:
-        num_decodes = context = prefill = 0
+    def _shape(self, output: SchedulerOutput, load: StepLoad) -> StepShape:
+        """What the step computes; ``load`` is what it was planned from."""
+        requests, scheduled = self.requests, output.num_scheduled_tokens
+        chunks = [pair for pair in scheduled.items() if pair[1] != 1]
+        num_decodes, context = load.num_decodes, load.decode_context_tokens
+        if len(scheduled) - len(chunks) != num_decodes:  # one sits out, or a prompt's last token
+            chunks = [pair for pair in scheduled.items() if not self._is_decode(*pair)]
+            num_decodes = len(scheduled) - len(chunks)
+            computed = sum(requests[request_id].num_computed_tokens for request_id in scheduled)
+            context = (
+                computed
+                - num_decodes
+                - sum(requests[request_id].num_computed_tokens for request_id, _ in chunks)
+            )
         prefill_context = 0.0
-        requests = self.requests
-        for request_id, num_tokens in output.num_scheduled_tokens.items():
-            computed = requests[request_id].num_computed_tokens - num_tokens
-            if num_tokens == 1 and computed:
-                num_decodes += 1
-                context += computed
-            else:
-                prefill += num_tokens
-                prefill_context += num_tokens * (computed + 0.5 * num_tokens)
+        for request_id, num_tokens in chunks:
+            start = requests[request_id].num_computed_tokens - num_tokens
+            prefill_context += num_tokens * (start + 0.5 * num_tokens)
+        prefill = sum(num_tokens for _, num_tokens in chunks)
         return StepShape(num_decodes, context, prefill, prefill_context)
+
+    def _is_decode(self, request_id: str, num_tokens: int) -> bool:
+        return num_tokens == 1 and self.requests[request_id].num_computed_tokens > 1
 
     def _measure(self, output: SchedulerOutput, now_s: float) -> None:
         """Time of a step: steps that overlap (async scheduling) begin when the last one ended."""
@@ -225,12 +242,14 @@ class SloBatching(_Base):
         self._timed_steps.append((step.shape, self.last_step_s))
 
     def _note_tokens(self, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
+        paces, generated = self.paces, 0
         for batch in outputs.values():
             for output in batch.outputs:
-                self.num_generated += len(output.new_token_ids)
-                pace = self.paces.get(output.request_id)
+                generated += len(output.new_token_ids)
+                pace = paces.get(output.request_id)
                 if pace is not None:
                     pace.last_token_s = now_s
+        self.num_generated += generated
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         self.paces.pop(request.request_id, None)
@@ -266,7 +285,7 @@ class SloBatching(_Base):
         for request in self.kv_holding_waiting:
             outstanding += max(0, request.num_tokens - request.num_computed_tokens)
         pool = self.kv_cache_manager.block_pool
-        slo_s = self.slo_tbt_s or min((p.slo.tbt_s for p in self.paces.values()), default=0.0)
+        slo_s = self.slo_tbt_s or min((p.tbt_s for p in self.paces.values()), default=0.0)
         return EngineLoad(
             num_running=len(self.running),
             num_waiting=len(self.waiting),
