@@ -76,7 +76,6 @@ def idle_load(info: EngineInfo) -> EngineLoad:
         free_blocks=info.num_blocks,
         num_blocks=info.num_blocks,
         max_num_batched_tokens=info.max_num_batched_tokens,
-        num_added=0,
     )
 
 
