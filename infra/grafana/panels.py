@@ -78,9 +78,9 @@ def _names(name: str, label: str, query: str) -> dashboards.QueryVariable:
 
 
 def graph(
-    title: str, description: str, unit: str, *lines: Line, span: int = HALF
+    title: str, description: str, unit: str, *lines: Line, span: int = HALF, signed: bool = False
 ) -> timeseries.Panel:
-    """Values over time."""
+    """Values over time; the axis begins at 0 unless they are ``signed``."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -89,7 +89,6 @@ def graph(
         .datasource(METRICS)
         .span(span)
         .height(HEIGHT)
-        .min(0)
         .fill_opacity(8)
         .legend(
             common.VizLegendOptions()
@@ -98,6 +97,8 @@ def graph(
             .show_legend(True)
         )
     )
+    if not signed:
+        panel = panel.min(0)
     for index, line in enumerate(lines):
         ref_id = chr(ord("A") + index)
         panel = panel.with_target(_query(line, ref_id))

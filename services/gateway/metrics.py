@@ -69,6 +69,8 @@ class RequestMeter:
         self._model = model
         self._slos: dict[str, Slo] = {}
         instances_lost.add(0, {"how": "lost"})
+        for reason in ("unknown", "late or doubled"):
+            refused.add(0, {"reason": reason})
         for code in ("instance_lost", "handoff_lost", "engine_failed", "tokens_lost"):
             recoveries.add(0, {"code": code})
         for outcome in ("stop", "length", "abort", "error", "refused"):

@@ -25,7 +25,7 @@ _cancel_to_free = histogram(
 )
 _step = histogram("dynaserve_step_seconds", "engine steps, sampled 20 times a second", _STEP_S)
 _step_error = histogram(
-    "dynaserve_step_prediction_error_seconds", "distance of real and predicted step time", _ERROR_S
+    "dynaserve_step_prediction_error_seconds", "real less predicted step time", _ERROR_S
 )
 _step_slo = histogram(
     "dynaserve_step_slo_ratio", "step time over the tightest TBT objective", _RATIO, unit="1"
@@ -77,7 +77,7 @@ class LoadMeter:
         self._load = load
         if is_new and load.step_s > 0.0:
             _step.record(load.step_s)
-            _step_error.record(abs(load.step_s - load.predicted_step_s))
+            _step_error.record(load.step_s - load.predicted_step_s)
             if load.slo_headroom < 1.0:
                 _step_slo.record(1.0 - load.slo_headroom)
 

@@ -9,7 +9,7 @@ from dynaserve.testing import free_port
 NUM_INSTANCES = 2
 
 
-def simulated_pool(log_folder: Path, name: str, otlp_endpoint: str | None = None) -> BackgroundPool:
+def simulated_pool(log_folder: Path, name: str, nats_url: str | None = None) -> BackgroundPool:
     """Two simulated engines of a 14B model's speed; everything else is as in production."""
     return BackgroundPool(
         PoolSettings(
@@ -19,7 +19,7 @@ def simulated_pool(log_folder: Path, name: str, otlp_endpoint: str | None = None
             pool=name,
             slo_ttft_ms=2000,
             log_folder=log_folder,
-            otlp_endpoint=otlp_endpoint,
+            nats=nats_url,
         )
     )
 

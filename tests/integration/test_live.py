@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from dynaserve.explain.fetch import from_bus, from_gateway
 from dynaserve.local_pool.background import BackgroundPool
+from infra.nats import EmbeddedNats
 from services.gateway.live.broadcast import MAX_CLIENTS
 from shared.explanation import Explanation, explain
 from shared.schemas.live import LiveSnapshot
@@ -31,12 +33,20 @@ pytestmark = [pytest.mark.timeout(240)]
 needs_browser = pytest.mark.skipif(why_missing() is not None, reason=str(why_missing()))
 
 P = 400
-TIGHT = {"x-slo-ttft-ms": "5000", "x-slo-tpot-ms": "50", "x-slo-class": "tight"}
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundPool]:
-    with simulated_pool(tmp_path_factory.mktemp("logs"), "live") as started:
+def bus_server() -> Iterator[EmbeddedNats]:
+    """The pool's own, so that a test can take it away."""
+    with EmbeddedNats() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pool(
+    tmp_path_factory: pytest.TempPathFactory, bus_server: EmbeddedNats
+) -> Iterator[BackgroundPool]:
+    with simulated_pool(tmp_path_factory.mktemp("logs"), "live", bus_server.url) as started:
         yield started
 
 
@@ -70,10 +80,6 @@ def send(
     return request_id, answer.headers
 
 
-def ask_tightly(pool: BackgroundPool) -> httpx.Headers:
-    return send(pool, ask(40, 20, "never"), **TIGHT, **{"x-dynaserve-plan": "1"})[1]
-
-
 async def explained(pool: BackgroundPool, request_id: str) -> Explanation:
     """Once its record is there."""
     async with asyncio.timeout(10):
@@ -98,20 +104,6 @@ def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 
 
 # -- explanations ---------------------------------------------------------------------------------
-
-
-async def test_an_instance_that_was_slowed_is_named_with_its_steps(pool: BackgroundPool) -> None:
-    slow = ("services.gpu_instance", "sim", "--engine", "simulated", "--slowdown", "10")
-    with more_instances(pool, *slow, "--id", "slow", "--vocab-size", "512"):
-        until(lambda: any(i.instance_id == "slow" for i in snapshot(pool).instances))
-        heads = await asyncio.gather(*(asyncio.to_thread(ask_tightly, pool) for _ in range(24)))
-        there = [h for h in heads if json.loads(h["x-dynaserve-plan"])["alpha"] == "slow"]
-        why = await explained(pool, there[0]["x-request-id"])
-    assert why.causes[0].kind == "steps"
-    assert why.causes[0].instance_id == "slow"
-    assert "slow ran steps of" in why.verdict and "against an SLO of 50 ms" in why.verdict
-    assert why.regret is not None and why.regret.best.alpha_id != "slow"
-    until(lambda: all(i.instance_id != "slow" for i in snapshot(pool).instances))
 
 
 async def test_a_cut_requests_spans_account_for_its_first_token(pool: BackgroundPool) -> None:
@@ -294,6 +286,27 @@ def test_a_gateway_that_goes_away_is_told_and_its_return_is_noticed(pool: Backgr
         wait(driver, lambda d: texts(d, "#status") == ["No connection"])
         assert "does not answer" in driver.find_element(By.ID, "banner").text
         wait(driver, lambda d: texts(d, "#status") == ["Serving"], 90)
+
+
+@needs_browser
+def test_a_bus_that_goes_away_is_told_and_its_return_is_noticed(
+    pool: BackgroundPool, bus_server: EmbeddedNats
+) -> None:
+    with browser() as driver:
+        driver.get(f"{pool.url}/dynaserve")
+        wait(driver, lambda d: texts(d, "#status") == ["Serving"])
+        os.kill(bus_server.pid, signal.SIGSTOP)
+        try:
+            wait(driver, lambda d: texts(d, "#status") == ["Cannot serve"])
+            banner = driver.find_element(By.ID, "banner").text
+            assert "the message bus is away" in banner and "NATS" in banner
+            assert driver.find_elements(By.CSS_SELECTOR, "body.stale")
+            assert httpx.get(f"{pool.url}/health").status_code == 503
+        finally:
+            os.kill(bus_server.pid, signal.SIGCONT)
+        wait(driver, lambda d: texts(d, "#status") == ["Serving"], 30)
+        wait(driver, lambda d: not d.find_elements(By.CSS_SELECTOR, "body.stale"))
+        assert driver.find_element(By.ID, "banner").get_attribute("hidden")
 
 
 @needs_browser

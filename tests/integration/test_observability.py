@@ -14,6 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dynaserve.local_pool.background import BackgroundPool
+from shared.bus_nats import NatsBus
+from shared.schemas.place import SetPolicy
+from shared.schemas.segment import ControlReply
+from shared.subjects import Subjects
 from tests.integration import mixed_load
 from tests.integration.board_queries import queries
 from tests.integration.observed_pool import ask, simulated_pool
@@ -27,17 +31,17 @@ pytestmark = [
     ),
 ]
 
-LOAD_S = 12.0
+CUTTING_S, LOAD_S = 4.0, 8.0
 DATA_WITHIN_S = 30.0
 MAX_SERIES = 200
 UNITS = frozenset(
     "seconds bytes tokens requests ratio handoffs segments blocks messages placements errors "
     "consumers reconnects fallbacks events items instances recoveries deltas leases steps "
-    "mode".split()
+    "mode probes".split()
 )
 LABELS = frozenset(
-    "le actor code ended group how instance_id kind mode objective outcome phase policy queue "
-    "reason region role side slo slo_class state stream transport".split()
+    "le actor code ended group how instance_id kind mode model objective outcome phase policy "
+    "quantile queue reason region role side slo slo_class state stream transport".split()
 )
 
 
@@ -60,8 +64,26 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """Has seen the pool under load."""
     with Prometheus(tmp_path_factory.mktemp("prometheus"), log_folder) as running:
-        asyncio.run(mixed_load.run(pool.url, LOAD_S))
+        asyncio.run(keep_busy(pool))
         yield running
+
+
+async def keep_busy(pool: BackgroundPool) -> None:
+    """A mixed load under two policies: one that cuts everything, so that cuts are compared."""
+    bus = await NatsBus.connect(pool.nats_url, "test")
+    try:
+        roles = dict(zip(pool.instance_ids, ("prefill", "decode"), strict=True))
+        await set_policy(bus, pool, SetPolicy(policy="disaggregated", options={"roles": roles}))
+        await mixed_load.run(pool.url, CUTTING_S)
+        await set_policy(bus, pool, SetPolicy(policy=pool.settings.policy))
+        await mixed_load.run(pool.url, LOAD_S)
+    finally:
+        await bus.close()
+
+
+async def set_policy(bus: NatsBus, pool: BackgroundPool, policy: SetPolicy) -> None:
+    answer = await bus.request(Subjects(pool.pool).all_schedulers, policy, 5.0)
+    assert ControlReply.model_validate_json(answer.data).ok
 
 
 def until_data(prometheus: Prometheus, wanted: dict[str, str]) -> dict[str, str]:

@@ -77,10 +77,17 @@ def board() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Step time, real less predicted, P95",
+                "Step time, real less predicted",
                 "How far the latency model is off; the policy and the batcher rely on it.",
                 "s",
-                Line(quantile(0.95, "dynaserve_step_prediction_error_seconds", "part"), "{{part}}"),
+                Line(
+                    quantile(0.05, "dynaserve_step_prediction_error_seconds", "part"), "{{part}} P5"
+                ),
+                Line(
+                    quantile(0.95, "dynaserve_step_prediction_error_seconds", "part"),
+                    "{{part}} P95",
+                ),
+                signed=True,
             )
         )
         .with_panel(

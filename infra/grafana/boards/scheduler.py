@@ -62,6 +62,7 @@ def board() -> Dashboard:
                     f"sum by (reason) ({rate('dynaserve_placements_dropped_total')})",
                     "dropped: {{reason}}",
                 ),
+                Line(f"sum({rate('dynaserve_admission_probes_total')})", "late, let in to learn"),
             )
         )
         .with_panel(
@@ -81,6 +82,7 @@ def board() -> Dashboard:
                 Line(
                     quantile(0.9, "dynaserve_ttft_prediction_error_seconds", "region"), "{{region}}"
                 ),
+                signed=True,
             )
         )
         .with_panel(
@@ -91,9 +93,82 @@ def board() -> Dashboard:
                 Line(quantile(0.1, "dynaserve_output_length_error_tokens"), "P10"),
                 Line(quantile(0.5, "dynaserve_output_length_error_tokens"), "P50"),
                 Line(quantile(0.9, "dynaserve_output_length_error_tokens"), "P90"),
+                signed=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Time to first token, real over predicted",
+                "Lately; admission goes by it. 1: as predicted.",
+                "none",
+                Line(
+                    f"max by (quantile) (dynaserve_ttft_real_to_predicted_ratio{{{POOL}}})",
+                    "quantile {{quantile}}",
+                ),
+                Line("vector(1)", "as predicted", is_bound=True),
+            )
+        )
+        .with_panel(
+            share(
+                "Requests longer than their predicted P90",
+                "Lately, by class; 10 % when predictions are right.",
+                Line(
+                    f"max by (slo_class) (dynaserve_output_length_over_p90_ratio{{{POOL}}})",
+                    "{{slo_class}}",
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Placed and not yet in telemetry",
+                "What a scheduler has to remember itself.",
+                "short",
+                Line(f"sum by (part) (dynaserve_shadow_placements{{{POOL}}})", "{{part}}"),
+                Line(
+                    f"sum({rate('dynaserve_shadow_lost_placements_total')})", "never seen, a second"
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Load believed less load reported",
+                "Prompt tokens on an instance; near 0 when bookkeeping is right.",
+                "short",
+                Line(quantile(0.05, "dynaserve_shadow_load_error_tokens"), "P5"),
+                Line(quantile(0.95, "dynaserve_shadow_load_error_tokens"), "P95"),
+                signed=True,
             )
         )
         .with_row(Row("Guard"))
+        .with_panel(
+            share(
+                "Classes whose cuts are off",
+                "1: cut requests fared worse than the control group, so none is cut for a while.",
+                Line(f"max by (slo_class) (dynaserve_guard_off_ratio{{{POOL}}})", "{{slo_class}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "How classes fare, cut and not",
+                "The guard's scores: a missed SLO counts 1, the rest is time used; 0 is best.",
+                "none",
+                Line(
+                    f"max by (slo_class, group) (dynaserve_guard_score_ratio{{{POOL}}})",
+                    "{{slo_class}} {{group}}",
+                ),
+            )
+        )
+        .with_panel(
+            graph(
+                "Requests the scores are made from",
+                "Cuts are judged from 30 of each group on.",
+                "short",
+                Line(
+                    f"max by (slo_class, group) (dynaserve_guard_requests{{{POOL}}})",
+                    "{{slo_class}} {{group}}",
+                ),
+            )
+        )
         .with_panel(
             share(
                 "SLOs met by group",
@@ -141,6 +216,7 @@ def board() -> Dashboard:
                 Line(f"sum({rate('dynaserve_bus_messages_dropped_total')})", "unreadable"),
                 Line(f"sum({rate('dynaserve_instance_messages_lost_total')})", "not sent"),
                 Line(f"sum({rate('dynaserve_handler_errors_total')})", "handlers failed"),
+                Line(f"sum({rate('dynaserve_gateway_deltas_refused_total')})", "tokens refused"),
             )
         )
         .with_panel(
