@@ -154,13 +154,14 @@ class Trust:
 
 PROFILED = Trust(bounds=(0.2, 5.0), prior_weight=50.0, error=0.05, unseen=1e-3)
 """The prior was measured on this hardware: it leads, the engine corrects it."""
-UNPROFILED = Trust(bounds=(1e-3, 1e3), prior_weight=0.01, error=1.0, unseen=0.1)
+UNPROFILED = Trust(bounds=(1e-3, 1e3), prior_weight=0.01, error=10.0, unseen=0.1)
 """The prior is some other machine's: all but forgotten after some dozen steps."""
 
 
 # Counts of a step in which every part of it takes about as long as its base.
 _TYPICAL = (1.0, 64.0, 65536.0, 1024.0, 1048576.0)
 _MOST_GROWTH = 5.0
+ERROR_RATE = 0.02
 
 
 class OnlineLatencyModel:
@@ -182,6 +183,7 @@ class OnlineLatencyModel:
     ) -> None:
         self.model = prior
         self.error = trust.error  # running mean of the relative error
+        self._seen = trust.prior_weight
         self._forgetting = forgetting
         self._clip = clip
         least_ms = max(prior.base_ms, 1e-3) * trust.unseen
@@ -201,7 +203,9 @@ class OnlineLatencyModel:
         limit = max(self._clip * self.error, 0.02)
         clipped = min(limit, max(-limit, relative))
         # Clipped here too: else one hiccup would widen the band for the next.
-        self.error += 0.02 * (abs(clipped) - self.error)
+        self._seen += 1.0
+        rate = max(ERROR_RATE, 1.0 / self._seen)
+        self.error += rate * (abs(clipped) - self.error)
         # In units of the time as predicted or, where that was far too short, as measured (clipped):
         # the recursion minimises relative error, and a prior far too fast does not look certain.
         unit = 1.0 + max(clipped, 0.0)

@@ -30,6 +30,7 @@ from services.global_sched.policy.views import (
 from services.gpu_instance.batcher import Batcher, BatcherSettings
 from shared.latency_model import LatencyModel
 
+FULL_COLLECTION_EVERY = 5
 Event = tuple[float, int, Callable[[], None]]
 
 
@@ -86,7 +87,9 @@ class SimOutcome:
 def collector_paused() -> Iterator[None]:
     """No garbage collection: what a run makes lives to its end, scanning it is time lost."""
     was_on = gc.isenabled()
-    gc.collect()  # what the last run left, or a search would pile up gigabytes
+    # What the last run left, or a search would pile up gigabytes. It is young: only now and then
+    # are the tens of thousands of objects of the imported packages looked through as well.
+    gc.collect(1 if gc.get_count()[2] < FULL_COLLECTION_EVERY else 2)
     gc.disable()
     try:
         yield

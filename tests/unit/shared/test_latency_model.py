@@ -98,7 +98,7 @@ def test_without_a_profile_the_model_of_this_machine_is_learned_in_some_dozen_st
         for shape in (random_shape(draw) for _ in range(140))
     ]
     assert errors[0] > 0.5
-    assert statistics.median(errors[60:]) < 0.1
+    assert statistics.median(errors[60:]) < 0.15
 
 
 def test_a_coefficient_the_prior_lacks_is_learned_without_a_profile() -> None:
