@@ -9,6 +9,7 @@ from rich.text import Text
 
 from dynaserve.explain.waterfall import waterfall
 from shared.explanation import Explanation, Regret
+from shared.explanation.choice import named
 from shared.explanation.wording import say_s
 from shared.schemas.events import RequestRecord
 from shared.schemas.handoff import HandoffRecord
@@ -26,7 +27,7 @@ def render(
         covered = f"{min(1.0, why.accounted_ttft):.1%} of TTFT is accounted for"
         parts.append(Text(covered, style="dim"))
     if record.plan is not None:
-        parts += _planned(record, record.plan, why.regret)
+        parts += _planned(record, record.plan, why)
     return Group(*parts)
 
 
@@ -79,7 +80,7 @@ def _handoff(handoff: HandoffRecord) -> str:
     )
 
 
-def _planned(record: RequestRecord, plan: Plan, regret: Regret | None) -> Iterator[RenderableType]:
+def _planned(record: RequestRecord, plan: Plan, why: Explanation) -> Iterator[RenderableType]:
     yield Text("\nPredicted and real", style="bold")
     yield _predictions(record, plan)
     if not plan.candidates:
@@ -88,8 +89,11 @@ def _planned(record: RequestRecord, plan: Plan, regret: Regret | None) -> Iterat
         f"\nCandidates (the cheapest {len(plan.candidates)}; decided in {say_s(plan.decision_s)})",
         style="bold",
     )
-    yield _candidates(plan, regret)
-    yield Text(_regretted(plan, regret), style="dim")
+    yield _candidates(plan, why.regret)
+    if why.choice is not None:
+        yield Text(why.choice)
+    if plan.unforced is None:
+        yield Text(_regretted(plan, why.regret), style="dim")
 
 
 def _predictions(record: RequestRecord, plan: Plan) -> Table:
@@ -143,12 +147,6 @@ def _key(one: Candidate | Plan) -> tuple[str, str | None, int | None]:
 
 
 def _regretted(plan: Plan, regret: Regret | None) -> str:
-    if plan.unforced is not None:
-        own = plan.unforced
-        return (
-            f"The request forced its cut. The policy's own choice was {_named(own)}, with TTFT "
-            f"{say_s(own.prediction.ttft_s)} and a gap of {say_s(own.prediction.tbt_s)} expected."
-        )
     if len(plan.candidates) < 2:
         return "No other candidate was weighed."
     if regret is None:
@@ -157,18 +155,14 @@ def _regretted(plan: Plan, regret: Regret | None) -> str:
         return "No regret: none of the others was expected to do better."
     kept = "would" if regret.would_have_met else "would not"
     return (
-        f"Regret: {_named(regret.best)} would have given TTFT {say_s(regret.estimated_ttft_s)} "
+        f"Regret: {named(regret.best)} would have given TTFT {say_s(regret.estimated_ttft_s)} "
         f"and a gap of {say_s(regret.estimated_tbt_s)}, and {kept} have held both objectives.\n"
         f"Computed from {regret.how}."
     )
 
 
-def _named(one: Candidate) -> str:
-    return one.alpha_id + (f" → {one.beta_id}, cut at {one.cut}" if one.beta_id else ", uncut")
-
-
 def _table(*names: str) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     for index, name in enumerate(names):
         table.add_column(name, justify="right" if index and name else "left")
     return table

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from shared.explanation.cause import causes_of, verdict_of
+from shared.explanation.choice import choice_of
 from shared.explanation.model import Explanation
 from shared.explanation.regret import regret_of
 from shared.explanation.spans import accounted, spans_of
@@ -21,5 +22,6 @@ def explain(record: RequestRecord, handoffs: Sequence[HandoffRecord] = ()) -> Ex
         causes=causes,
         spans=spans,
         accounted_ttft=accounted(spans, record.ttft_s) if record.ttft_s is not None else None,
+        choice=choice_of(record),
         regret=regret_of(record),
     )

@@ -87,4 +87,7 @@ class Explanation(Part):
     accounted_ttft: float | None = Field(
         default=None, description="share of TTFT that the spans cover"
     )
+    choice: str | None = Field(
+        default=None, description="why it was cut there, or was not: what was expected of each"
+    )
     regret: Regret | None = None

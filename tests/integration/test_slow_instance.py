@@ -18,7 +18,7 @@ from dynaserve.local_pool.background import BackgroundPool
 from dynaserve.testing import wait_until_whole
 from shared.explanation import Explanation
 from shared.schemas.live import LiveSnapshot, RequestRow
-from tests.integration.board_queries import queries_of
+from tests.integration.board_queries import queries, queries_of
 from tests.integration.browser import browser, why_missing
 from tests.integration.live_load import Class, Load
 from tests.integration.prometheus import Prometheus
@@ -112,6 +112,16 @@ def test_the_boards_show_which_instance_and_which_classes(prometheus: Prometheus
     until(stands_out)
     until(lambda: all(held(prometheus).get(name, 1.0) < 0.9 for name in LATE))
     assert held(prometheus)["batch"] > 0.95
+
+
+def test_what_real_instances_and_links_do_is_on_the_boards(prometheus: Prometheus) -> None:
+    """Every query of the two boards that depend on the engine; nothing was cancelled here."""
+    boards = ("DynaServe: instances /", "DynaServe: transfers and links /")
+    wanted = [
+        query for where, query in queries() if where.startswith(boards) and "Cancel" not in where
+    ]
+    assert len(wanted) > 25
+    until(lambda: [query for query in wanted if not prometheus.has_data(query)] == [])
 
 
 def test_the_alerts_fire_for_that_instance_and_those_classes(prometheus: Prometheus) -> None:

@@ -67,7 +67,7 @@ def test_a_forced_cut_tells_what_the_policy_would_have_done() -> None:
     shown = screen(cut_record(cut=P, plan=forced), (handoff(),))
     (row,) = (line for line in shown.splitlines() if "the policy's own" in line)
     assert row.split()[:2] == ["a", "uncut"]
-    assert "The policy's own choice was a, uncut, with TTFT 300 ms" in " ".join(shown.split())
+    assert "The policy's own choice was a, uncut: TTFT 300 ms" in " ".join(shown.split())
     assert "chosen" not in shown
 
 

@@ -32,10 +32,9 @@ def test_what_is_checked_in_reads_back_as_the_types_of_grafanas_schema(name: str
     text = (FOLDER / name).read_text()
     board = Dashboard.from_json(json.loads(text))
     assert JSONEncoder(sort_keys=True, indent=2).encode(board) + "\n" == text
-    queries = [
-        query for panel in board.panels or [] for query in getattr(panel, "targets", 0) or []
-    ]
-    assert all(type(query).__name__ in ("Dataquery", "TempoQuery") for query in queries)
+    shown: list[Any] = board.panels or []
+    kinds = {type(query).__name__ for panel in shown for query in vars(panel).get("targets") or []}
+    assert kinds and kinds <= {"Dataquery", "TempoQuery"}  # what is not known stays a dict
 
 
 def test_boards_have_names_of_their_own() -> None:
