@@ -8,6 +8,7 @@
 | `dynaserve.<pool>.instance.<id>.control` | ControlMessage, HandoffCommand | that instance |
 | `dynaserve.<pool>.instances.control` | SegmentCancel, SetBatcher, … | every instance |
 | `dynaserve.<pool>.telemetry.<id>` | InstanceLoad | schedulers, gateways, dashboards |
+| `dynaserve.<pool>.prefixes.<id>` | PrefixUpdate | schedulers |
 | `dynaserve.<pool>.handoff.<coordinator>` | HandoffOpen, HandoffEvent | that coordinator |
 | `dynaserve.<pool>.gateway.<id>.tokens` | TokenFrame, SegmentFailed, SegmentTiming | that gateway |
 | `dynaserve.<pool>.events.request` | RequestRecord | anyone |
@@ -49,6 +50,9 @@ class Subjects:
 
     def telemetry(self, instance_id: str = "*") -> str:
         return f"{self.root}.telemetry.{instance_id}"
+
+    def prefixes(self, instance_id: str = "*") -> str:
+        return f"{self.root}.prefixes.{instance_id}"
 
     def handoff(self, coordinator_id: str) -> str:
         return f"{self.root}.handoff.{coordinator_id}"

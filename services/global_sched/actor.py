@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from services.global_sched import metrics
 from services.global_sched.admission import Admission, AdmissionSettings, Verdict
-from services.global_sched.learning import Learning
+from services.global_sched.learning import Learning, cached_outcome
 from services.global_sched.memory import AnswerMemory
 from services.global_sched.meters import SchedulerMeters
 from services.global_sched.placement import (
@@ -28,6 +28,7 @@ from services.global_sched.policy import POLICIES
 from services.global_sched.policy.views import Decision, RequestView, Role, SplitPolicy
 from services.global_sched.policy.views import NoInstance as PolicyFoundNone
 from services.global_sched.pool_view import PoolTracker, burdens
+from services.global_sched.prefixes import PrefixKnowledge
 from services.global_sched.settings import SchedulerSettings
 from services.global_sched.spans import record_decision
 from shared.actor import Actor
@@ -46,8 +47,9 @@ from shared.schemas.place import (
     SetAdmission,
     SetPolicy,
 )
+from shared.schemas.prefix import PREFIX_UPDATE, PrefixUpdate
 from shared.schemas.registry import InstanceRecord, Record, SchedulerRecord
-from shared.schemas.segment import ControlReply
+from shared.schemas.segment import ControlReply, ReadPrefixes
 from shared.schemas.telemetry import InstanceLoad
 from shared.subjects import Subjects
 
@@ -77,6 +79,7 @@ class SchedulerActor(Actor):
         self.subjects = Subjects(settings.pool)
         self.registry = PoolRegistry(bus, self.subjects, self._on_registry_change)
         self.pool = PoolTracker()
+        self.prefixes = PrefixKnowledge()
         limits = AdmissionSettings(max_queued=settings.max_queued)
         self.admission = Admission(limits, settings.queueing, settings.admission)
         self.learning = Learning(self.admission)
@@ -89,6 +92,7 @@ class SchedulerActor(Actor):
 
     async def start(self) -> None:
         self._show_metrics()
+        await self.listen(self.subjects.prefixes(), PREFIX_UPDATE, self._on_prefixes)
         self.spawn(self.registry.run(), "registry")
         await self.listen(self.subjects.telemetry(), LOAD, self._on_load)
         await self.listen(self.subjects.request_events, REQUEST_RECORD, self._on_request_record)
@@ -207,6 +211,7 @@ class SchedulerActor(Actor):
             self.learning.lengths,
             name=self.learning.class_name(traffic_class(place)),
             model=ready[0].geometry.model if ready else "",
+            cached_tokens=self.prefixes.cached_tokens(place.request),
         )
 
     def _admit(
@@ -281,8 +286,20 @@ class SchedulerActor(Actor):
     def _on_registry_change(self, old: Record | None, new: Record | None) -> None:
         record = new or old
         if isinstance(record, InstanceRecord):
+            now_s, name = self.clock.monotonic_s(), record.instance_id
+            before = old if isinstance(old, InstanceRecord) else None
             kept = new if isinstance(new, InstanceRecord) else None
-            self.pool.on_record(record.instance_id, kept, self.clock.monotonic_s())
+            self.pool.on_record(name, kept, now_s)
+            if self.prefixes.on_record(name, before, kept, now_s):
+                self._ask_for_prefixes(name)
+
+    async def _on_prefixes(self, update: PrefixUpdate, _delivery: Delivery) -> None:
+        if self.prefixes.on_update(update, self.clock.monotonic_s()):
+            self._ask_for_prefixes(update.instance_id)
+
+    def _ask_for_prefixes(self, instance_id: str) -> None:
+        question = self.bus.publish(self.subjects.control(instance_id), ReadPrefixes())
+        self.spawn_guarded(question, f"prefixes of {instance_id}")
 
     async def _on_load(self, load: InstanceLoad, _delivery: Delivery) -> None:
         self._telemetry_lag.observe(self.clock.unix_s() - load.at_s)
@@ -301,6 +318,9 @@ class SchedulerActor(Actor):
         alpha = self.registry.instances.get(plan.alpha_id)
         model = alpha.geometry.model if alpha is not None else ""
         self.learning.observe(record, model, self.policy_name)
+        cached = cached_outcome(record)
+        if cached is not None:
+            metrics.prefix_error.record(cached[0] - cached[1])
         self.meters.learned(model, self.learning.class_name(plan.traffic_class))
 
     def _show_metrics(self) -> None:

@@ -55,6 +55,17 @@ def ttft_outcome(record: RequestRecord, policy: str) -> tuple[float, float] | No
     return plan.chosen.ttft_s, record.ttft_s
 
 
+def cached_outcome(record: RequestRecord) -> tuple[int, int] | None:
+    """(predicted, real) prompt tokens found in alpha's cache. Behind a cut inside the prompt the
+    record says what beta found."""
+    plan = record.plan
+    if plan is None or record.ttft_s is None or record.epochs > 1:
+        return None
+    if plan.cut is not None and plan.cut < record.num_prompt_tokens:
+        return None
+    return plan.predicted_cached_tokens, record.num_cached_tokens
+
+
 def guard_outcome(record: RequestRecord) -> tuple[Group, float] | None:
     """The request's group and how it fared. A cut whose handoff was lost fared worst; what failed
     for another reason says nothing of cuts."""

@@ -30,6 +30,7 @@ class SchedulerMeters:
         for share in QUANTILES:
             read = partial(error.quantile, share)
             actor.show(metrics.ttft_ratio, read, {"quantile": f"{share:.1f}"})
+        actor.show(metrics.prefix_chunks, lambda: actor.prefixes.index.num_held)
         actor.show(metrics.shadow, lambda: pool.num_unseen)
         actor.show(metrics.shadow_tokens, lambda: pool.unseen_tokens)
         actor.show(metrics.shadow_lost, lambda: pool.num_lost)

@@ -41,6 +41,15 @@ shadow_tokens = gauge("dynaserve_shadow_load_tokens", "prompt tokens of these", 
 shadow_lost = watched_counter(
     "dynaserve_shadow_lost_placements", "placements no telemetry ever showed", "placement"
 )
+prefix_error = histogram(
+    "dynaserve_prefix_cached_error_tokens",
+    "prompt tokens believed cached less those the engine found",
+    [-8192.0, -1024.0, -128.0, -64.0, 0.0, 64.0, 128.0, 1024.0, 8192.0],
+    unit="token",
+)
+prefix_chunks = gauge(
+    "dynaserve_prefix_chunks", "prefix chunks known to be cached, over all instances", "chunk"
+)
 _placed = counter("dynaserve_placements", "placements by policy and kind", "placement")
 _cuts = counter("dynaserve_placements_by_cut", "placements by cut region and reason", "placement")
 _refused = counter("dynaserve_placements_refused", "questions answered with no", "placement")

@@ -1,57 +1,105 @@
-"""Which instance holds which prompt prefixes: a bounded index of block hashes.
+"""Which instance holds which prompt prefixes: a bounded index of chunk hashes. Pure.
 
-A block's hash covers everything before it, so the number of leading blocks an instance holds is
+A chunk's hash covers everything before it, so the number of leading chunks an instance holds is
 the length of the shared prefix.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class PrefixIndex:
-    """Block hashes per instance, least recently used ones dropped beyond ``max_blocks`` each."""
+    """Chunks per instance, and for each chunk who holds it (a bit for each instance): a look-up
+    costs one step for each chunk that anybody holds, however many instances there are.
 
-    def __init__(self, block_tokens: int = 16, max_blocks: int = 65_536) -> None:
-        if block_tokens < 1 or max_blocks < 1:
-            raise ValueError("block_tokens and max_blocks must be positive")
-        self.block_tokens = block_tokens
-        self._max_blocks = max_blocks
-        self._blocks: dict[str, OrderedDict[int, None]] = {}
+    Beyond ``max_chunks`` an instance's oldest are dropped.
+    """
 
-    def add(self, instance_id: str, hashes: Iterable[int]) -> None:
-        """The instance holds these blocks now."""
-        blocks = self._blocks.setdefault(instance_id, OrderedDict())
-        for block_hash in hashes:
-            blocks[block_hash] = None
-            blocks.move_to_end(block_hash)
-        while len(blocks) > self._max_blocks:
-            blocks.popitem(last=False)
+    def __init__(self, max_chunks: int = 65_536) -> None:
+        if max_chunks < 1:
+            raise ValueError("max_chunks must be positive")
+        self._max_chunks = max_chunks
+        self._chunks: dict[str, dict[bytes, None]] = {}
+        self._holders: dict[bytes, int] = {}
+        self._bits: dict[str, int] = {}
+        self._names: dict[int, str] = {}
 
-    def remove(self, instance_id: str, hashes: Iterable[int]) -> None:
-        """The instance dropped these blocks."""
-        blocks = self._blocks.get(instance_id)
-        for block_hash in hashes if blocks else ():
-            assert blocks is not None
-            blocks.pop(block_hash, None)
+    def add(self, instance_id: str, chunks: Iterable[bytes]) -> None:
+        """The instance holds these chunks now."""
+        held = self._chunks.setdefault(instance_id, {})
+        bit, holders = self._bit(instance_id), self._holders
+        for chunk in chunks:
+            held.pop(chunk, None)
+            held[chunk] = None
+            holders[chunk] = holders.get(chunk, 0) | bit
+        if len(held) > self._max_chunks:
+            oldest = iter(list(held))
+            self.remove(instance_id, [next(oldest) for _ in range(len(held) - self._max_chunks)])
+
+    def remove(self, instance_id: str, chunks: Iterable[bytes]) -> None:
+        """The instance dropped these chunks."""
+        held = self._chunks.get(instance_id)
+        if held is None:
+            return
+        bit = self._bits[instance_id]
+        for chunk in chunks:
+            if chunk in held:
+                del held[chunk]
+                self._drop(chunk, bit)
 
     def forget(self, instance_id: str) -> None:
         """The instance left, or reset its cache."""
-        self._blocks.pop(instance_id, None)
+        held = self._chunks.pop(instance_id, None)
+        if held is None:
+            return
+        bit = self._bits.pop(instance_id)
+        del self._names[bit]
+        for chunk in held:
+            self._drop(chunk, bit)
 
-    def num_blocks(self, instance_id: str) -> int:
-        return len(self._blocks.get(instance_id, ()))
+    def num_chunks(self, instance_id: str) -> int:
+        return len(self._chunks.get(instance_id, ()))
 
-    def cached_tokens(self, hashes: Sequence[int]) -> dict[str, int]:
-        """Leading tokens of the prompt each instance holds; instances with none are left out."""
+    @property
+    def num_held(self) -> int:
+        """Chunks over all instances."""
+        return sum(len(held) for held in list(self._chunks.values()))
+
+    def leading(self, chunks: Iterable[bytes]) -> dict[str, int]:
+        """How many of a prompt's leading chunks each instance holds; those with none left out."""
         found: dict[str, int] = {}
-        for instance_id, blocks in self._blocks.items():
-            leading = 0
-            for block_hash in hashes:
-                if block_hash not in blocks:
-                    break
-                leading += 1
-            if leading:
-                found[instance_id] = leading * self.block_tokens
+        depth, holding = 0, -1
+        for chunk in chunks:
+            still = self._holders.get(chunk, 0) & holding
+            if depth and still != holding:
+                self._note(found, holding & ~still, depth)
+            holding = still
+            if not holding:
+                return found
+            depth += 1
+        if depth:
+            self._note(found, holding, depth)
         return found
+
+    def _note(self, found: dict[str, int], bits: int, depth: int) -> None:
+        while bits:
+            lowest = bits & -bits
+            found[self._names[lowest]] = depth
+            bits ^= lowest
+
+    def _drop(self, chunk: bytes, bit: int) -> None:
+        left = self._holders[chunk] & ~bit
+        if left:
+            self._holders[chunk] = left
+        else:
+            del self._holders[chunk]
+
+    def _bit(self, instance_id: str) -> int:
+        bit = self._bits.get(instance_id)
+        if bit is None:
+            bit = 1
+            while bit in self._names:  # the lowest that is free: they stay as few as instances
+                bit <<= 1
+            self._bits[instance_id], self._names[bit] = bit, instance_id
+        return bit

@@ -25,6 +25,7 @@ from services.gpu_instance.handoff_routes import HandoffRoutes
 from services.gpu_instance.ledger import LiveSegment, SegmentLedger
 from services.gpu_instance.load_reports import LoadReporter
 from services.gpu_instance.outbox import Outbox
+from services.gpu_instance.prefix_log import PrefixLog
 from services.gpu_instance.settings import InstanceSettings
 from services.gpu_instance.spans import record_segment
 from shared import tracing
@@ -32,10 +33,12 @@ from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
 from shared.errors import EngineFailed
+from shared.prefixes import chunk_tokens
 from shared.registry import Heartbeat
 from shared.schemas.control import INSTANCE_CONTROL, InstanceControl
 from shared.schemas.handoff import HandoffAbort, HandoffEvent, HandoffPhase, HandoffStart
 from shared.schemas.message import pack_tokens
+from shared.schemas.prefix import PrefixUpdate
 from shared.schemas.registry import InstanceRecord
 from shared.schemas.segment import (
     Continuation,
@@ -43,6 +46,7 @@ from shared.schemas.segment import (
     Drain,
     EngineAccounts,
     InspectEngine,
+    ReadPrefixes,
     ReadSteps,
     ResetPrefixCache,
     Segment,
@@ -131,6 +135,7 @@ class InstanceActor(Actor):
         events = EngineToLoop(loop, self._on_step, self._on_handoff, self._on_failed)
         info = await loop.run_in_executor(None, self.engine.start, events)
         self.loads.update(idle_load(info))
+        self.prefixes = PrefixLog(self.id, chunk_tokens(info.geometry.block_size))
         self.spawn(self.outbox.run(), "outbox")
         self.spawn(self.loads.run(), "telemetry")
         self.spawn(self._sweep(), "deadlines")
@@ -219,6 +224,8 @@ class InstanceActor(Actor):
             self.outbox.put(self.subjects.gateway(gateway_id), frame)
         for live, emission in over:
             self._finish(live, emission)
+        if outputs.prefixes is not None:
+            self._tell_prefixes(self.prefixes.apply(outputs.prefixes))
         if outputs.load is not None:
             self.loads.update(outputs.load)
             self.meter.update(outputs.load)
@@ -333,6 +340,9 @@ class InstanceActor(Actor):
         )
         self.outbox.put(self.subjects.handoff(coordinator_id), event)
 
+    def _tell_prefixes(self, update: PrefixUpdate) -> None:
+        self.outbox.put(self.subjects.prefixes(self.id), update)
+
     def _send_load(self, load: InstanceLoad) -> None:
         self.outbox.put(self.subjects.telemetry(self.id), load)
 
@@ -355,6 +365,8 @@ class InstanceActor(Actor):
                 self.spawn_guarded(self._reset_prefix_cache(delivery), "reset")
             case InspectEngine():
                 self.spawn_guarded(self._inspect(delivery), "inspect")
+            case ReadPrefixes():
+                self._tell_prefixes(self.prefixes.whole())
             case ReadSteps():
                 self.spawn_guarded(self._read_steps(delivery), "steps")
             case Drain():

@@ -9,6 +9,7 @@ from shared.schemas.segment import (
     Continuation,
     Drain,
     InspectEngine,
+    ReadPrefixes,
     ReadSteps,
     ResetPrefixCache,
     SegmentCancel,
@@ -22,6 +23,7 @@ InstanceControl = Annotated[
     | ResetPrefixCache
     | Drain
     | InspectEngine
+    | ReadPrefixes
     | ReadSteps
     | HandoffStart
     | HandoffAbort,

@@ -77,6 +77,12 @@ class ResetPrefixCache(Message):
     kind: Literal["reset_prefix_cache"] = "reset_prefix_cache"
 
 
+class ReadPrefixes(Message):
+    """Tell all schedulers the whole of what the prefix cache holds: one of them missed a part."""
+
+    kind: Literal["read_prefixes"] = "read_prefixes"
+
+
 class Drain(Message):
     """Take no new segments, finish the running ones, leave the pool."""
 
@@ -144,6 +150,7 @@ ControlMessage = Annotated[
     | ResetPrefixCache
     | Drain
     | InspectEngine
+    | ReadPrefixes
     | ReadSteps,
     Field(discriminator="kind"),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import KVTransferConfig, VllmConfig
+from vllm.config import KVEventsConfig, KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -50,6 +50,8 @@ def vllm_config(settings: InstanceSettings) -> VllmConfig:
             "transports": list(settings.transports),
         },
     )
+    if args.kv_events_config is None:  # else they are published too, as the flag says
+        args.kv_events_config = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
     args.additional_config = {
         **args.additional_config,
         "dynaserve_batcher": settings.batcher,

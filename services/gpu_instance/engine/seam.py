@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from services.gpu_instance.prefix_chunks import PrefixChanges
 from shared.kv_seam import HandoffSignal as HandoffSignal
 from shared.schemas.handoff import HandoffAbort, HandoffStart, Transport
 from shared.schemas.registry import Geometry, LatencyCoefficients
@@ -101,10 +102,12 @@ class EngineLoad:
 
 @dataclass(slots=True)
 class StepOutputs:
-    """All that came out of one step. ``load`` is there at most 20 times a second."""
+    """All that came out of one step. ``load`` and ``prefixes`` (what changed in the prefix cache)
+    are there at most 20 times a second."""
 
     emissions: list[Emission]
     load: EngineLoad | None = None
+    prefixes: PrefixChanges | None = None
 
 
 @dataclass(frozen=True, slots=True)

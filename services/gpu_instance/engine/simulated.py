@@ -121,7 +121,9 @@ class SimulatedEngine:
         self.batcher.set_mode(mode.mode)
 
     def reset_prefix_cache(self) -> Future[bool]:
-        return _done(True)  # there is none: prompts never share blocks here
+        self.steps.prefixes.clear()
+        self.kick()
+        return _done(True)
 
     def take_timed_steps(self) -> Future[list[TimedStep]]:
         taken = list(self._timed_steps)
@@ -179,7 +181,7 @@ class SimulatedEngine:
         self.kick()
 
     def emit(self, emission: Emission) -> None:
-        self.events.on_step(StepOutputs([emission], self._load_if_due()))
+        self.events.on_step(self._outputs([emission]))
 
     def drop(self, request: SimulatedRequest) -> None:
         """Forget the request and free what it holds, whatever it is doing."""
@@ -232,7 +234,7 @@ class SimulatedEngine:
             if emission.is_last:
                 self._settle(self._requests[emission.request_id, emission.epoch], emission)
         if emissions:
-            self.events.on_step(StepOutputs(emissions, self._load_if_due()))
+            self.events.on_step(self._outputs(emissions))
         self._start_step()
 
     def _settle(self, request: SimulatedRequest, emission: Emission) -> None:
@@ -256,9 +258,9 @@ class SimulatedEngine:
 
     def _report(self) -> None:
         """Send the load now, or as soon as the interval since the last report is over."""
-        load = self._load_if_due()
-        if load is not None:
-            self.events.on_step(StepOutputs([], load))
+        outputs = self._outputs([])
+        if outputs.load is not None:
+            self.events.on_step(outputs)
         elif self._load_timer is None:
             self._load_timer = self._loop.call_at(self._load_due_s, self._report_late)
 
@@ -267,12 +269,13 @@ class SimulatedEngine:
         if not self._stopped:
             self._report()
 
-    def _load_if_due(self) -> EngineLoad | None:
+    def _outputs(self, emissions: list[Emission]) -> StepOutputs:
+        """With the load, and what changed in the prefix cache, when they are due."""
         now_s = self._loop.time()
         if now_s < self._load_due_s:
-            return None
+            return StepOutputs(emissions)
         self._load_due_s = now_s + LOAD_INTERVAL_S
-        return self._load()
+        return StepOutputs(emissions, self._load(), self.steps.prefixes.take())
 
     def _load(self) -> EngineLoad:
         running, waiting = self.steps.running, self.steps.waiting

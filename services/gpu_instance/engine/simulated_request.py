@@ -46,6 +46,7 @@ class SimulatedRequest:
         "end",
         "first_visible",
         "held_at_s",
+        "is_kept",
         "key",
         "last_token_s",
         "limit",
@@ -86,6 +87,8 @@ class SimulatedRequest:
         self.num_preemptions = 0
         self.loaded_tokens = 0
         self.reported = False
+        self.is_kept = False
+        """Its prompt is in the prefix cache."""
         self.held_at_s: float | None = None
         self.deadline_timer: object | None = None
         self.stop_ids = _stop_ids(segment)

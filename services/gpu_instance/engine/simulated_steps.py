@@ -14,6 +14,7 @@ from typing import Literal
 
 from services.gpu_instance.batcher import Batcher, PromptView, StepLoad, StepPlan, prompt_rank
 from services.gpu_instance.engine.seam import Emission
+from services.gpu_instance.engine.simulated_prefixes import SimulatedPrefixes
 from services.gpu_instance.engine.simulated_request import BlockPool, SimulatedRequest
 from services.gpu_instance.engine.simulated_settings import SimulationSettings
 from shared.latency_model import LatencyModel, StepShape
@@ -40,6 +41,7 @@ class StepComposer:
         self.model = model
         self.batcher = batcher
         self.pool = BlockPool(settings.num_blocks)
+        self.prefixes = SimulatedPrefixes(settings.num_blocks, settings.block_size)
         self.waiting: deque[SimulatedRequest] = deque()
         self.running: list[SimulatedRequest] = []
         self.num_preemptions = 0
@@ -76,6 +78,11 @@ class StepComposer:
             if request.phase != "running":
                 continue  # cancelled or preempted meanwhile
             request.computed += count
+            if not request.is_kept and request.computed >= min(
+                request.num_prompt_tokens, request.end
+            ):
+                request.is_kept = True
+                self.prefixes.keep(request)
             emission = self._advance(request, now_s)
             if emission is not None:
                 emissions.append(emission)
@@ -166,6 +173,8 @@ class StepComposer:
         """Take the first waiting request in, with blocks for all it knows; False: no room."""
         if not self.grow_to(request, request.computed + request.remaining):
             return False
+        if request.computed == 0:
+            request.computed = request.loaded_tokens = self.prefixes.cached_tokens(request)
         self.waiting.remove(request)
         self.running.append(request)
         request.phase = "running"

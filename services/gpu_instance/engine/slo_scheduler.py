@@ -29,7 +29,9 @@ from services.gpu_instance.batcher import (
     StepPlan,
     prompt_rank,
 )
+from services.gpu_instance.engine.prefix_events import PrefixEvents
 from services.gpu_instance.engine.seam import EngineLoad
+from services.gpu_instance.prefix_chunks import PrefixChanges
 from shared.latency_model import PROFILED, UNPROFILED, LatencyProfile, StepShape
 from shared.schemas.registry import LatencyCoefficients
 from shared.schemas.request import Slo
@@ -87,6 +89,7 @@ class SloBatching(_Base):
             mode=extra["dynaserve_batcher"],
             trust=PROFILED if extra["dynaserve_profiled"] else UNPROFILED,
         )
+        self.prefix_events = PrefixEvents.follow_cache_of(self)
         self.slo_tbt_s: float | None = None
         self.paces: dict[str, Pace] = {}
         self._in_flight: deque[StepInFlight] = deque()
@@ -306,6 +309,11 @@ class SloBatching(_Base):
             num_preemptions=self.num_preempted,
             latency=LatencyCoefficients.of(self.batcher.model),
         )
+
+    def take_prefix_changes(self) -> PrefixChanges | None:
+        """What entered and left the prefix cache; also what no step has published yet."""
+        self.prefix_events.follow(self.kv_cache_manager.take_events())
+        return self.prefix_events.chunks.take()
 
     def take_timed_steps(self) -> list[TimedStep]:
         """What ran lately and how long it took; forgotten here."""

@@ -109,7 +109,7 @@ class VllmEngine:
         self._send(lambda: self._set_batcher(mode))
 
     def reset_prefix_cache(self) -> Future[bool]:
-        return self._ask(lambda: bool(self._core.reset_prefix_cache()))
+        return self._ask(self._reset_prefix_cache)
 
     def accounts(self) -> Future[EngineHoldings]:
         return self._ask(self._holdings)
@@ -202,13 +202,14 @@ class VllmEngine:
             self._events.on_handoff(signal)
         now_s = time.monotonic()
         idle = not self._live
-        load = None
+        load = prefixes = None
         if now_s - self._reported_s >= LOAD_INTERVAL_S or idle != self._was_idle:
             load = replace(self._scheduler.load(), num_added=self._num_added)
+            prefixes = self._scheduler.take_prefix_changes()
             self._reported_s, self._was_idle = now_s, idle
         if self._emissions or load is not None:
             emissions, self._emissions = self._emissions, []
-            self._events.on_step(StepOutputs(emissions, load))
+            self._events.on_step(StepOutputs(emissions, load, prefixes))
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -261,6 +262,11 @@ class VllmEngine:
             self._core.abort_requests(betas)
         else:
             self._kv.continue_with(continuation)
+
+    def _reset_prefix_cache(self) -> bool:
+        done = bool(self._core.reset_prefix_cache())
+        self._reported_s = 0.0  # schedulers must not go by what is gone: report in this very turn
+        return done
 
     def _set_batcher(self, mode: SetBatcher) -> None:
         self._scheduler.batcher.set_mode(mode.mode)

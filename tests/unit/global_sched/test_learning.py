@@ -3,7 +3,12 @@
 import pytest
 
 from services.global_sched.admission import Admission
-from services.global_sched.learning import Learning, guard_outcome, ttft_outcome
+from services.global_sched.learning import (
+    Learning,
+    cached_outcome,
+    guard_outcome,
+    ttft_outcome,
+)
 from services.global_sched.policy.guard import WORST_SCORE
 from shared.schemas.events import Recovery, RequestRecord
 from shared.schemas.place import Plan, Prediction
@@ -115,3 +120,13 @@ def test_lengths_are_learned_by_model() -> None:
         learning.observe(record(plan()), "m", "dynaserve")
     assert learning.lengths.predict("default", 1000, "m").p50 == 7.0
     assert learning.lengths.predict("default", 1000, "other").p50 != 7.0
+
+
+def test_cached_tokens_are_compared_where_the_first_token_was_alphas() -> None:
+    assert cached_outcome(record(plan(predicted_cached_tokens=64), num_cached_tokens=48)) == (
+        64,
+        48,
+    )
+    assert cached_outcome(record(plan(cut=50))) == (0, 0)
+    assert cached_outcome(record(plan(cut=49))) is None
+    assert cached_outcome(record(plan(), epochs=2)) is None
