@@ -1,4 +1,8 @@
-"""The part of Grafana's HTTP API that a push uses, in memory, on a loopback port."""
+"""The part of Grafana's HTTP API that a push uses, in memory, on a loopback port.
+
+It refuses what Grafana refuses, as its documentation has it: a second folder or data source of one
+name, a board in a folder that is not there or over one that is, too long uids, other paths.
+"""
 
 import json
 import threading
@@ -6,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 TOKEN = "right"
+MAX_UID = 40
+Answer = tuple[int, dict[str, Any]]
 
 
 class FakeGrafana:
@@ -25,23 +31,61 @@ class FakeGrafana:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def read(self, path: str) -> dict[str, Any] | None:
+    def read(self, path: str) -> Answer:
         kind, _, uid = path.removeprefix("/api/").rpartition("/")
-        if kind == "dashboards/uid":
-            held = self.boards.get(uid)
-            return held and {"dashboard": held["dashboard"], "meta": {}}
-        return {"folders": self.folders, "datasources/uid": self.sources}[kind].get(uid)
+        held = {
+            "folders": self.folders,
+            "datasources/uid": self.sources,
+            "dashboards/uid": self.boards,
+        }
+        found = held.get(kind, {}).get(uid)
+        return (200, found) if found is not None else (404, {"message": "not found"})
 
-    def write(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        self.writes.append(path)
-        if path == "/api/folders":
-            self.folders[body["uid"]] = body
-        elif path.startswith("/api/datasources"):
-            self.sources[body["uid"]] = {"id": 1, **body}
-        elif path == "/api/dashboards/db":
-            board = {**body["dashboard"], "id": 7, "version": 3}
-            self.boards[board["uid"]] = {**body, "dashboard": board}
-        return {"message": "done"}
+    def write(self, method: str, path: str, body: dict[str, Any]) -> Answer:
+        status, answer = self._write(method, path, body)
+        if status == 200:
+            self.writes.append(path)
+        return status, answer
+
+    def _write(self, method: str, path: str, body: dict[str, Any]) -> Answer:
+        match method, path.split("/")[2:]:
+            case "POST", ["folders"]:
+                return self._hold(self.folders, body, body["uid"] not in self.folders, 412)
+            case "POST", ["datasources"]:
+                names = {source["name"] for source in self.sources.values()}
+                is_new = body["uid"] not in self.sources and body["name"] not in names
+                return self._hold(self.sources, {"id": 1, **body}, is_new, 409)
+            case "PUT", ["datasources", "uid", uid]:
+                return self._hold(self.sources, {"id": 1, **body}, uid in self.sources, 404)
+            case "POST", ["dashboards", "db"]:
+                return self._save(body)
+        return 404, {"message": f"no {method} {path}"}
+
+    def _hold(
+        self, held: dict[str, dict[str, Any]], what: dict[str, Any], may: bool, status: int
+    ) -> Answer:
+        if len(what["uid"]) > MAX_UID:
+            return 400, {"message": "uid too long"}
+        if not may:
+            return status, {"message": "not as things are"}
+        held[what["uid"]] = what
+        return 200, {"message": "done", **what}
+
+    def _save(self, body: dict[str, Any]) -> Answer:
+        board, folder = body["dashboard"], body.get("folderUid")
+        known = self.boards.get(board["uid"])
+        if folder is not None and folder not in self.folders:
+            return 400, {"message": "folder not found"}
+        if known is not None and not body.get("overwrite"):
+            return 412, {"message": "a dashboard with the same uid already exists"}
+        if not board.get("title") or len(board["uid"]) > MAX_UID:
+            return 400, {"message": "bad dashboard"}
+        version = known["dashboard"]["version"] + 1 if known is not None else 1
+        self.boards[board["uid"]] = {
+            "dashboard": {**board, "id": 7, "version": version},
+            "meta": {"folderUid": folder, "version": version},
+        }
+        return 200, {"status": "success", "uid": board["uid"], "version": version}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -57,13 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._refused():
-            found = self.grafana.read(self.path)
-            self._answer(200 if found is not None else 404, found or {"message": "not found"})
+            self._answer(*self.grafana.read(self.path))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._refused():
-            self._answer(200, self.grafana.write(self.path, body))
+            self._answer(*self.grafana.write(self.command, self.path, body))
 
     do_PUT = do_POST
 

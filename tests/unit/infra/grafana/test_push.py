@@ -28,7 +28,7 @@ def test_a_push_makes_the_folder_the_sources_and_every_board(grafana: FakeGrafan
         "tempo": "http://tempo:3200",
     }
     assert set(grafana.boards) == {f"dynaserve-{name}" for name in BOARDS}
-    assert {board["folderUid"] for board in grafana.boards.values()} == {"dynaserve"}
+    assert {board["meta"]["folderUid"] for board in grafana.boards.values()} == {"dynaserve"}
 
 
 def test_a_second_push_writes_nothing(grafana: FakeGrafana) -> None:
