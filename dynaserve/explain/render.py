@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -164,7 +164,8 @@ def _regretted(plan: Plan, regret: Regret | None) -> str:
 def _table(*names: str) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for index, name in enumerate(names):
-        table.add_column(name, justify="right" if index and name else "left")
+        justify: JustifyMethod = "right" if index and name else "left"
+        table.add_column(name, justify=justify, no_wrap=index == 0)
     return table
 
 
