@@ -118,8 +118,12 @@ class PoolTracker:
         """Who may get work. Silent instances get none, and ``avoid`` is honoured, as long as
         someone is left: when all are silent it is the bus or ourselves that is slow."""
         ready = [t for t in self._tracked.values() if t.record.state == "ready"]
-        heard = [t.record for t in ready if not t.is_silent(now_s)] or [t.record for t in ready]
+        fresh_s = now_s - SILENT_S  # asking each one costs a twentieth of a decision
+        heard = [t.record for t in ready if t.heard_s >= fresh_s or not t.is_silent(now_s)]
+        heard = heard or [t.record for t in ready]
         avoided = set(avoid)
+        if not avoided:
+            return heard
         return [record for record in heard if record.instance_id not in avoided] or heard
 
     def view(
