@@ -132,7 +132,7 @@ class Load:
         watch.inside_s, began_s = 0.0, time.thread_time()
         scheduled = scheduler.schedule()
         spent_s = time.thread_time() - began_s
-        made = _tokens(scheduled, scheduler.requests)
+        made = fake_tokens(scheduled, scheduler.requests)
         began_s = time.thread_time()
         scheduler.update_from_output(scheduled, made)
         spent_s += time.thread_time() - began_s
@@ -148,7 +148,7 @@ class Load:
         return [1e3 * own_s for own_s in self.watch.own_s[WARMUP_STEPS:]]
 
 
-def _tokens(scheduled: SchedulerOutput, requests: dict[str, Request]) -> ModelRunnerOutput:
+def fake_tokens(scheduled: SchedulerOutput, requests: dict[str, Request]) -> ModelRunnerOutput:
     """Token 7 for each request whose prompt is complete after this step."""
     ids = list(scheduled.num_scheduled_tokens)
     made = [[7] if not requests[each].is_prefill_chunk else [] for each in ids]

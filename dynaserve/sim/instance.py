@@ -74,12 +74,11 @@ class Segment:
 class StepResult:
     """What a finished step brought about."""
 
-    __slots__ = ("chunks", "finished", "preempted", "prefilled")
+    __slots__ = ("chunks", "finished", "prefilled")
 
     def __init__(self) -> None:
         self.prefilled: list[Segment] = []
         self.finished: list[Segment] = []
-        self.preempted: list[Segment] = []
         self.chunks: list[tuple[Segment, int]] = []
 
 
@@ -275,7 +274,8 @@ class SimInstance:
         self.kv_used -= tokens
 
     def can_hold(self, tokens: int) -> bool:
-        return self.kv_used + tokens + self.num_decodes <= self.kv_capacity
+        """Room for them, and for one more token of each decode, a new one included."""
+        return self.kv_used + tokens + self.num_decodes + 1 <= self.kv_capacity
 
     def hold(self, tokens: int) -> None:
         self.kv_used += tokens
@@ -324,6 +324,11 @@ class SimInstance:
 
     def _make_room(self, keep: Segment) -> int:
         """Nothing decodes and prompts hold all KV: forget the progress of one; returns the room."""
+        self._forget_progress(keep)
+        return self.kv_capacity - self.kv_used
+
+    def _forget_progress(self, keep: Segment | None) -> bool:
+        """The last prompt in turn that holds KV starts over; False when there is none."""
         others = [entry[2] for entry in self._ordered] + list(self._lost)
         for segment in reversed(others):
             if segment is not keep and segment.context > 0:
@@ -333,8 +338,8 @@ class SimInstance:
                 segment.remaining += segment.context
                 segment.context = 0
                 segment.started = False
-                break
-        return self.kv_capacity - self.kv_used
+                return True
+        return False
 
     def finish_step(self, now_s: float, duration_ms: float, learn: bool) -> StepResult:
         """Account for the step that just ended."""
@@ -359,8 +364,6 @@ class SimInstance:
                 segment.context = self.leave_decodes(segment)
                 result.finished.append(segment)
         self._finish_chunks(result)
-        if self.kv_used + self.num_decodes > self.kv_capacity:
-            self._preempt(result)
         return result
 
     def _finish_chunks(self, result: StepResult) -> None:
@@ -375,13 +378,20 @@ class SimInstance:
                 result.prefilled.append(segment)
         self._chunks = []
 
-    def _preempt(self, result: StepResult) -> None:
-        """Decodes outgrew the KV: the newest starts over as a prompt (vLLM's recompute)."""
-        while self.num_decodes > 1 and self.kv_used + self.num_decodes > self.kv_capacity:
+    def preempt(self) -> list[Segment]:
+        """Make the next token of every decode fit: between steps the newest decodes leave, to start
+        over as prompts (vLLM's recompute); beside the last decode prompts lose their progress."""
+        preempted: list[Segment] = []
+        while self.kv_used + self.num_decodes > self.kv_capacity:
+            if self.num_decodes <= 1:
+                if self._forget_progress(None):
+                    continue
+                break
             segment = next(reversed(self.running))
             done = self.step_index - segment.join_step
             context = self.leave_decodes(segment)
             self.kv_used -= context
             segment.context = context
             segment.decode_steps -= done
-            result.preempted.append(segment)
+            preempted.append(segment)
+        return preempted

@@ -20,6 +20,7 @@ from dynaserve.sim.record import RequestRecord
 from dynaserve.sim.traces import SimRequest
 from services.global_sched.admission import Admission
 from services.global_sched.length_predictor import LengthPredictor
+from services.global_sched.placement import uncut
 from services.global_sched.policy.views import (
     Decision,
     InstanceView,
@@ -258,6 +259,8 @@ class Simulator:
             self._refuse(record)
             return
         decision = self.policy.place(view, pool)
+        if record.emitted and decision.cut is not None:
+            decision = uncut(decision, "resumed")  # as the scheduler does
         self.outcome.decision_count += 1
         if self.settings.refuse_lost and not self._is_admitted(record, view, decision):
             self._refuse(record)
@@ -363,7 +366,7 @@ class Simulator:
                 self._prefilled(instance, segment)
         for segment in result.finished:
             self._decoded(instance, segment)
-        for segment in result.preempted:
+        for segment in instance.preempt():
             self._preempted(instance, segment)
         if instance.instance_id in self._inbound:
             self._retry_inbound(instance)
@@ -373,7 +376,7 @@ class Simulator:
     def _stream(self, alpha: SimInstance, chunks: list[tuple[Segment, int]]) -> None:
         """Chunks of alphas start to move as soon as they are computed."""
         for segment, tokens in chunks:
-            if segment.role == "alpha":
+            if segment.role == "alpha" and not segment.cancelled:
                 beta, _ = self._betas[segment.record]
                 link = (alpha.instance_id, beta.instance_id)
                 start = max(self.now_s, self._link_free_s.get(link, 0.0))
@@ -549,5 +552,6 @@ class Simulator:
             if holder.alive and not segment.cancelled:
                 holder.cancel(segment)
         record.live.clear()
+        record.restarts += 1
         self.outcome.restarts += 1
         self._place(record)

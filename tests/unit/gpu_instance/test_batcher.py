@@ -15,7 +15,7 @@ from services.gpu_instance.batcher import (
     parse_mode,
     prompt_rank,
 )
-from shared.latency_model import LatencyModel, StepShape
+from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape
 
 MODEL = LatencyModel(8.0, 0.04, 6e-5, 0.04, 2e-6)
 PROMPTS = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), max_size=6)
@@ -97,3 +97,29 @@ def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:
     prompt = PromptView(0.0, 1.0, 10)
     assert not is_lost(prompt, 0.95, 10_000.0)
     assert is_lost(prompt, 0.95, 10_000.0, step_s=0.1)
+
+
+@given(st.data())
+def test_whatever_is_measured_budgets_stay_legal_and_prompts_progress(data: st.DataObject) -> None:
+    """Loads, slacks and step times of any kind: spikes, a machine far from its model, no slack."""
+    batcher = Batcher(MODEL, trust=data.draw(st.sampled_from([PROFILED, UNPROFILED])))
+    limits = batcher.settings
+    granted = 0
+    for _ in range(3 * limits.lost_every):
+        decodes = data.draw(st.integers(0, 512))
+        prompts = data.draw(PROMPTS) or [(100, 0)]
+        slack_ms = data.draw(st.floats(-50.0, 200.0)) if decodes else math.inf
+        leads = batcher.lost_turn
+        plan = batcher.plan(StepLoad(decodes, 700 * decodes, slack_ms, prompts))
+        prefill = plan.token_budget - decodes
+        assert 0 <= prefill <= max(sum(tokens for tokens, _ in prompts), limits.min_prefill_tokens)
+        assert plan.token_budget <= max(
+            decodes + limits.min_prefill_tokens, limits.max_num_batched_tokens
+        )
+        assert prefill > 0 or not leads
+        granted += prefill
+        shape = StepShape(decodes, 700 * decodes, prefill, 0.5 * prefill * prefill)
+        batcher.observe(plan, shape, data.draw(st.floats(0.01, 20_000.0)))
+        assert limits.spike_floor <= batcher.relief <= 1.0
+        assert 0.0 <= batcher.margin <= limits.max_margin
+    assert granted >= 3 * limits.min_prefill_tokens
