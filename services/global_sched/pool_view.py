@@ -256,5 +256,6 @@ def _static_tokens(batcher_mode: str) -> int | None:
 
 
 def _link_speed(load: InstanceLoad, otherwise: float) -> float:
+    """The best of its links: the view knows no pairs, and a peer is chosen that it reaches well."""
     speeds = [link.bytes_per_s for link in load.links if link.bytes_per_s > 0.0]
     return max(speeds, default=otherwise)

@@ -23,6 +23,7 @@ from services.gpu_instance.engine.seam import (
 from services.gpu_instance.frames import build_frames
 from services.gpu_instance.handoff_routes import HandoffRoutes
 from services.gpu_instance.ledger import LiveSegment, SegmentLedger
+from services.gpu_instance.link_meter import LinkMeter
 from services.gpu_instance.load_reports import LoadReporter
 from services.gpu_instance.outbox import Outbox
 from services.gpu_instance.prefix_log import PrefixLog
@@ -123,8 +124,13 @@ class InstanceActor(Actor):
         self.ledger = SegmentLedger()
         self.routes = HandoffRoutes()
         self.outbox = Outbox(bus)
+        self.links = LinkMeter()
         self.loads = LoadReporter(
-            self.id, self.clock, settings.telemetry_interval_s, self._send_load
+            self.id,
+            self.clock,
+            settings.telemetry_interval_s,
+            self._send_load,
+            self.links.loads,
         )
         self.meter = metrics.LoadMeter(self)
         self.failure: BaseException | None = None
@@ -323,9 +329,10 @@ class InstanceActor(Actor):
             live.kv_bytes = max(live.kv_bytes, signal.num_bytes)
             if signal.phase in SETTLED:
                 live.settled_s = self.clock.unix_s()
-        coordinator_id = self.routes.coordinator(signal.handoff_id)
-        if coordinator_id is None:
+        route = self.routes.ref(signal.handoff_id)
+        if route is None:
             return
+        self.links.observe(signal, route)
         event = HandoffEvent(
             handoff_id=signal.handoff_id,
             epoch=signal.epoch,
@@ -338,7 +345,7 @@ class InstanceActor(Actor):
             exposed_s=signal.exposed_s,
             detail=signal.detail,
         )
-        self.outbox.put(self.subjects.handoff(coordinator_id), event)
+        self.outbox.put(self.subjects.handoff(route.coordinator_id), event)
 
     def _tell_prefixes(self, update: PrefixUpdate) -> None:
         self.outbox.put(self.subjects.prefixes(self.id), update)

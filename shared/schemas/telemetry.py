@@ -9,12 +9,11 @@ from shared.schemas.registry import LatencyCoefficients
 
 
 class LinkLoad(Part):
-    """One direction of a KV link as the sender saw it lately."""
+    """One direction of a KV link as the sender's handoffs saw it lately."""
 
     peer_id: InstanceId
     transport: str
-    bytes_per_s: float
-    in_flight_bytes: int
+    bytes_per_s: float = Field(description="while the link was busy with them")
 
 
 class InstanceLoad(Message):

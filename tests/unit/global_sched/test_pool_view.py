@@ -70,7 +70,7 @@ def test_the_view_carries_the_instances_own_model_mode_and_link_speed() -> None:
     tracker = PoolTracker()
     latency = LatencyCoefficients(c0_s=0.01, a_s=1e-5, b_s=0.0, p_s=1e-5, q_s=0.0)
     tracker.on_record("a", instance("a", latency=latency, role="prefill"))
-    link = LinkLoad(peer_id="b", transport="shm", bytes_per_s=5e9, in_flight_bytes=0)
+    link = LinkLoad(peer_id="b", transport="shm", bytes_per_s=5e9)
     tracker.on_load(load("a", batcher_mode="static:512", links=[link], slo_headroom=0.5))
     view = seen(tracker, "a")
     assert view.model.base_ms == 10.0 and view.role == "prefill"

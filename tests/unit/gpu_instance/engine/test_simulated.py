@@ -1,12 +1,16 @@
 """The simulated engine behind the actor: same tokens wherever the cut is, no block lost."""
 
+import asyncio
+
 import pytest
 
 from services.gpu_instance.engine.simulated import SimulatedEngine
 from services.gpu_instance.engine.simulated_request import reference_tokens
+from shared.bus import Delivery
 from shared.errors import EngineFailed
 from shared.schemas.handoff import HandoffAbort
 from shared.schemas.segment import SegmentCancel
+from shared.schemas.telemetry import InstanceLoad
 from tests.unit.gpu_instance.stage import SMALL, SUBJECTS, on_stage, segment
 
 
@@ -173,3 +177,21 @@ async def test_an_error_inside_the_engine_is_its_end() -> None:
             await stage.until_ended(1)
             assert stage.failures[0].code == "engine_failed"
     assert raised.group_contains(EngineFailed)
+
+
+async def test_telemetry_tells_how_fast_the_link_of_a_handoff_was() -> None:
+    async with on_stage() as stage:
+        loads: list[InstanceLoad] = []
+
+        async def on_load(delivery: Delivery) -> None:
+            loads.append(InstanceLoad.model_validate_json(delivery.data))
+
+        await stage.bus.subscribe(SUBJECTS.telemetry("a"), on_load)
+        await stage.send_cut(32)
+        await stage.until_ended(2)
+        async with asyncio.timeout(5):
+            while not (loads and loads[-1].links):
+                await asyncio.sleep(0.01)
+        (link,) = loads[-1].links
+        assert link.peer_id == "b"
+        assert link.bytes_per_s == pytest.approx(SMALL.link_bytes_per_s)
