@@ -116,6 +116,8 @@ class Simulator:
         self._inbound: dict[str, list[tuple[SimInstance, Segment, Segment]]] = {}
         self._betas: dict[RequestRecord, tuple[SimInstance, Segment]] = {}
         self._prefixes: dict[str, dict[str, int]] = {i.instance_id: {} for i in self.instances}
+        self._views: dict[str, InstanceView] = {}
+        self._stale = dict.fromkeys(self.instances)
         self.outcome = SimOutcome([], self.instances)
         self.now_s = 0.0
 
@@ -225,13 +227,23 @@ class Simulator:
         )
 
     def pool_view(self) -> PoolView:
-        settings = self.settings
+        """The pool as it is now; only instances that changed since the last look are seen anew."""
+        for instance in self._stale:
+            if instance.alive:
+                self._views[instance.instance_id] = self._view(instance)
+            else:
+                self._views.pop(instance.instance_id, None)
+        self._stale.clear()
         return PoolView(
             self.now_s,
-            tuple(self._view(instance) for instance in self.instances if instance.alive),
-            settings.kv_bytes_per_token,
-            settings.handoff_latency_s,
+            tuple(self._views.values()),
+            self.settings.kv_bytes_per_token,
+            self.settings.handoff_latency_s,
         )
+
+    def _touch(self, instance: SimInstance) -> None:
+        """To be called for every instance that an event changes."""
+        self._stale[instance] = None
 
     def _view(self, instance: SimInstance) -> InstanceView:
         settings = self.settings
@@ -310,6 +322,7 @@ class Simulator:
         segment.last_token_s = self.now_s if record.emitted else -1.0
         decoder.pending_decodes += 1
         decoder.pending_context += prompt
+        self._touch(decoder)
         alpha.outstanding_tokens += segment.remaining
         alpha.hold(hit)
         self._remember_prefix(record, alpha)
@@ -343,6 +356,8 @@ class Simulator:
     # ---- steps ---------------------------------------------------------------------------
 
     def _kick(self, instance: SimInstance) -> None:
+        """Start a step if it can, after an event that concerned the instance."""
+        self._touch(instance)
         if instance.busy or not instance.alive:
             return
         duration_ms = instance.start_step(self.now_s)
@@ -413,6 +428,7 @@ class Simulator:
 
     def _settle(self, decoder: SimInstance, record: RequestRecord) -> None:
         """The request decodes now: it is no longer pending."""
+        self._touch(decoder)
         decoder.pending_decodes -= 1
         decoder.pending_context -= self._prompt_of(record)
 
@@ -474,6 +490,7 @@ class Simulator:
         if done.cancelled or beta_segment.cancelled:
             if alpha.alive:
                 alpha.free(done.context)
+                self._touch(alpha)
             return
         beta, _ = self._betas[record]
         if not alpha.alive:
@@ -533,6 +550,7 @@ class Simulator:
 
     def _lose(self, instance: SimInstance) -> None:
         """Everything the instance took part in is placed again, with what was emitted so far."""
+        self._touch(instance)
         affected = {segment.record: None for segment in instance.drop_all()}
         for record, (beta, _) in self._betas.items():
             if beta is instance:
@@ -551,6 +569,7 @@ class Simulator:
         for holder, segment in record.live:
             if holder.alive and not segment.cancelled:
                 holder.cancel(segment)
+                self._touch(holder)
         record.live.clear()
         record.restarts += 1
         self.outcome.restarts += 1

@@ -29,6 +29,8 @@ class WatchedSimulator(Simulator):
                     assert instance.outstanding_tokens >= 0
                     assert instance.pending_decodes >= 0
                     assert instance.pending_context >= 0
+            fresh = [self._view(instance) for instance in self.instances if instance.alive]
+            assert list(self.pool_view().instances) == fresh
         assert not self._events
 
     def assert_decisions_are_sound(self) -> None:
