@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +180,6 @@ def main() -> None:
     }
     body = {
         **provenance(["python", "-m", "benchmarks.batcher_cost", *command_line()[1:]]),
-        "load_average": os.getloadavg(),
         "goal_ms": GOAL_MS,
         "own_time_per_step": cases,
     }

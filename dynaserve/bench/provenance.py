@@ -1,5 +1,6 @@
 """Where figures come from: command, versions, commit, host, devices."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -25,6 +26,8 @@ class Provenance(TypedDict):
     python: str
     host_cpu: str
     host_cores: int
+    load_average: tuple[float, float, float]
+    """Over 1, 5 and 15 minutes, when this was written: who else was busy on this host."""
     devices: dict[str, int]
 
 
@@ -41,6 +44,7 @@ def provenance(
         python=platform.python_version(),
         host_cpu=cpu_name(),
         host_cores=num_cores(),
+        load_average=os.getloadavg(),
         devices=devices or {},
     )
 

@@ -1,7 +1,8 @@
 """The event loop: arrivals, step ends, handoffs, losses; decisions by the services' own code.
 
 Truncations, stated: KV is counted in tokens, not blocks; the prefix part of a handoff occupies
-beta only from the moment it is complete; the bus costs ``bus_latency_s`` per placement.
+beta only from the moment it is complete; what gateway and bus cost comes once, before a request's
+first step, and not with every token.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class SimSettings:
     link_bytes_per_s: float = 270e9
     handoff_latency_s: float = 1e-3
     bus_latency_s: float = 0.0
+    """From a request's arrival at the gateway to its segment in the engine, and its token back."""
+    step_overhead_s: float = 0.0
+    """Between one step and the next, which no latency profile counts."""
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 1024
     max_tokens: int = 4096
@@ -132,9 +136,10 @@ class Simulator:
         role = "any"
         if settings.split_roles:
             role = "prefill" if index < (settings.instances + 1) // 2 else "decode"
+        base_ms = settings.model.base_ms + 1e3 * settings.step_overhead_s
         return SimInstance(
             f"i{index}",
-            settings.model,
+            settings.model._replace(base_ms=base_ms),
             batcher,
             slo_tbt_s=settings.slo_tbt_s,
             kv_capacity=settings.kv_tokens,
@@ -327,8 +332,25 @@ class Simulator:
         alpha.hold(hit)
         self._remember_prefix(record, alpha)
         record.live = [(alpha, segment)]
-        alpha.add_prompt(segment)
-        self._kick(alpha)
+        if self.settings.bus_latency_s:
+            self._touch(alpha)
+            arrives_s = self.now_s + self.settings.bus_latency_s
+            self._push(arrives_s, partial(self._deliver, alpha, segment))
+        else:
+            self._deliver(alpha, segment)
+
+    def _deliver(self, alpha: SimInstance, segment: Segment) -> None:
+        """The segment reaches its engine, unless that was lost or the request withdrawn."""
+        if segment.cancelled:
+            if alpha.alive:
+                alpha.free(segment.context)
+                alpha.outstanding_tokens -= segment.remaining
+                self._touch(alpha)
+        elif alpha.alive:
+            alpha.add_prompt(segment)
+            self._kick(alpha)
+        else:
+            self._restart(segment.record)
 
     def _tail_s(self, tokens: int) -> float:
         """Time beta needs for its part of the prompt, for alpha's deadline."""

@@ -146,3 +146,12 @@ def test_hybrid_windows_offer_the_shares_asked_for() -> None:
     assert 2.5 < first / (len(requests) - first) < 3.5
     assert 45.0 < len(requests) / 120.0 < 55.0
     assert {one.traffic_class for one in requests if one.arrival_s < 10.0} == {kinds[0].name}
+
+
+def test_the_bus_delays_first_tokens_and_the_engines_overhead_every_token() -> None:
+    requests = [SimRequest("r", 0.0, 1000, 21, "a")]
+    plain = run(POOL, "colocated", requests).records[0]
+    slower = replace(POOL, bus_latency_s=0.05, step_overhead_s=0.002)
+    delayed = run(slower, "colocated", requests).records[0]
+    assert delayed.ttft_s == pytest.approx(plain.ttft_s + 0.052)
+    assert sum(delayed.gaps_ms()) == pytest.approx(sum(plain.gaps_ms()) + 20 * 2.0)

@@ -70,6 +70,7 @@ def arrivals(draw: st.DrawFn) -> list[SimRequest]:
     batcher=st.sampled_from(["slo", "static:256", "static:2048"]),
     kv_tokens=st.sampled_from([10_000, 40_000]),
     noise=st.sampled_from([0.0, 0.3]),
+    bus_latency_s=st.sampled_from([0.0, 0.3]),
 )
 def test_nothing_is_lost_and_no_account_goes_wrong_whatever_arrives_and_fails(
     requests: list[SimRequest],
@@ -78,9 +79,15 @@ def test_nothing_is_lost_and_no_account_goes_wrong_whatever_arrives_and_fails(
     batcher: str,
     kv_tokens: int,
     noise: float,
+    bus_latency_s: float,
 ) -> None:
     pool = replace(
-        POOL, batcher=batcher, kv_tokens=kv_tokens, step_noise=noise, losses=tuple(losses)
+        POOL,
+        batcher=batcher,
+        kv_tokens=kv_tokens,
+        step_noise=noise,
+        losses=tuple(losses),
+        bus_latency_s=bus_latency_s,
     )
     simulator = WatchedSimulator(pool, POLICIES[policy]())
     outcome = simulator.run(requests)
