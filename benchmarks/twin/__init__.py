@@ -1,0 +1,1 @@
+"""The simulator against the real system: the same requests through both, errors side by side."""
