@@ -88,11 +88,15 @@ class Bench:
     audience: Audience
 
     async def all_systems(self) -> list[SystemRun]:
-        """Every system in every repeat; a repeat finishes before the next, so that drift shows."""
+        """Every system in every repeat; a repeat finishes before the next, so that drift shows.
+
+        Each repeat begins with another system: none always meets the engines as they start.
+        """
         systems: tuple[System | None, ...] = self.settings.systems or (None,)
         results = []
         for repeat in range(self.settings.repeats):
-            for system in systems:
+            first = repeat % len(systems)
+            for system in systems[first:] + systems[:first]:
                 if system is not None and self.control is not None:
                     await self.control.use(system, _finite(self.slos.tightest_tbt_s))
                 results.append(await self._one_system(system, repeat))
