@@ -38,7 +38,7 @@ class TtftError:
     on that account: what is added to each request makes small ones look worse than large ones are.
     """
 
-    def __init__(self, window: int = 64, min_samples: int = 8, quantile: float = 0.1) -> None:
+    def __init__(self, window: int = 64, min_samples: int = 8, quantile: float = 0.05) -> None:
         self._bins = [_Bin(window) for _ in range(NUM_BINS)]
         self._min_samples = min_samples
         self._quantile = quantile

@@ -84,7 +84,7 @@ def test_only_what_nearly_every_request_like_it_would_miss_is_refused(
         admission.error.observe(predicted_s, ratio * predicted_s)
     verdict = admission.judge(asked(), placed(predicted_s), 0)
     misses = sum(ratio * predicted_s > 1.0 for ratio in ratios)
-    assert verdict.admitted or misses >= 0.9 * len(ratios)
+    assert verdict.admitted or misses >= 0.95 * len(ratios)
 
 
 def test_a_queueing_class_waits_but_its_queue_is_bounded() -> None:

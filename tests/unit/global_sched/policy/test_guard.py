@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.global_sched.policy.guard import Guard, GuardSettings, score
+from services.global_sched.policy.guard import Guard, GuardSettings, GuardState, score
 
 
 def feed(guard: Guard, number: int, cut: float, control: float) -> None:
@@ -32,3 +32,13 @@ def test_cuts_stay_on_while_they_are_no_worse(outcomes: list[tuple[float, bool]]
 
 def test_score_counts_a_miss_more_than_any_met_slo() -> None:
     assert score(0.99, 1.0, 0.099, 0.1) < score(1.01, 1.0, 0.0, 0.1)
+
+
+def test_what_it_holds_of_a_class_can_be_shown_also_while_the_class_is_off() -> None:
+    guard = Guard(GuardSettings(min_samples=10))
+    assert guard.state("chat") is None
+    guard.observe("chat", 1.5, cut=True, control=False)
+    assert guard.state("chat") == GuardState("chat", False, 1, 1.5, 0, None)
+    feed(guard, 10, cut=1.5, control=0.5)
+    state = guard.state("chat")
+    assert state is not None and state.is_off and state.cut_score is None
