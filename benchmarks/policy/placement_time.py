@@ -7,7 +7,9 @@ python -m benchmarks.policy.placement_time [FILE.json]
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -114,6 +116,8 @@ async def measure(policy: str) -> dict[str, object]:
         actor.prefixes.cached_tokens(asked[n].request)
 
     actor.admission.set_modes("queue", {})  # all are placed: the longer way
+    gc.collect()
+    gc.freeze()  # as the service does
     return {
         "placement": figures(place, PLACEMENTS, between),
         "prefix look-up of it": figures(look_up, PLACEMENTS, lambda _: None),
@@ -123,6 +127,7 @@ async def measure(policy: str) -> dict[str, object]:
 def main() -> None:
     body = {
         "command": " ".join(["python -m benchmarks.policy.placement_time", *sys.argv[1:]]),
+        "load_average": round(os.getloadavg()[0], 2),
         "instances": INSTANCES,
         "prompt_tokens": PROMPT_TOKENS,
         "reports_between_two_placements": REPORTS_BETWEEN,
