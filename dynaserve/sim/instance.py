@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from services.gpu_instance.batcher import (
@@ -133,10 +134,14 @@ class SimInstance:
         self.busy_ms = 0.0
         # views of the scheduler
         self.outstanding_tokens = 0
+        self.inbound: dict[Segment, None] = {}
+        """Parts of prompts whose KV has not come yet."""
         self.lost_tokens = 0
         """Part of the outstanding tokens that belongs to prompts which yield to all others."""
-        self.pending_decodes = 0
+        self.pending: dict[RequestRecord, int] = {}
+        """Requests that will decode here and can still be in time, with their prompt tokens."""
         self.pending_context = 0
+        self.on_lost: Callable[[Segment], None] = lambda segment: None
 
     @property
     def kv_free(self) -> int:
@@ -145,6 +150,20 @@ class SimInstance:
     @property
     def has_work(self) -> bool:
         return bool(self.num_decodes or self._ordered or self._lost)
+
+    def expect(self, record: RequestRecord, prompt: int) -> None:
+        """The request will decode here."""
+        self.pending[record] = prompt
+        self.pending_context += prompt
+
+    def settle(self, record: RequestRecord) -> None:
+        """It decodes now, or will not in time; asked again, nothing happens."""
+        self.pending_context -= self.pending.pop(record, 0)
+
+    @property
+    def inbound_tokens(self) -> int:
+        """Prompt tokens of parts still to come."""
+        return sum(segment.remaining for segment in self.inbound)
 
     # ---- prompts -------------------------------------------------------------------------
 
@@ -221,6 +240,7 @@ class SimInstance:
                 del ordered[index]
                 lost.append(segment)
                 segment.lost = True
+                self.on_lost(segment)
                 self.lost_tokens += segment.remaining
         for segment in lost if reach > 0 else ():
             if reach > 0 and segment not in queue[:1]:

@@ -137,7 +137,7 @@ class Simulator:
         if settings.split_roles:
             role = "prefill" if index < (settings.instances + 1) // 2 else "decode"
         base_ms = settings.model.base_ms + 1e3 * settings.step_overhead_s
-        return SimInstance(
+        instance = SimInstance(
             f"i{index}",
             settings.model._replace(base_ms=base_ms),
             batcher,
@@ -146,6 +146,8 @@ class Simulator:
             max_num_seqs=settings.max_num_seqs,
             role=role,
         )
+        instance.on_lost = partial(self._on_lost, instance)
+        return instance
 
     # ---- loop ----------------------------------------------------------------------------
 
@@ -259,7 +261,8 @@ class Simulator:
             instance.num_decodes,
             instance.context_sum,
             instance.outstanding_tokens - instance.lost_tokens,
-            instance.pending_decodes,
+            instance.inbound_tokens,
+            len(instance.pending),
             instance.pending_context,
             instance.kv_capacity - instance.kv_used,
             instance.kv_capacity,
@@ -290,7 +293,7 @@ class Simulator:
     def _is_admitted(self, record: RequestRecord, view: RequestView, decision: Decision) -> bool:
         if record.decision is not None:
             return True  # it was, before its instance was lost
-        queued = sum(instance.pending_decodes for instance in self.instances)
+        queued = sum(len(instance.pending) for instance in self.instances)
         bound = self.admission.settings.max_queued * len(self.instances)
         return self.admission.judge(view, decision, queued, bound).admitted
 
@@ -323,10 +326,10 @@ class Simulator:
             rest = left - emitted if first else left - 1
             beta = Segment(record, "beta", tail, cut, rest, not first, deadline)
             self._betas[record] = (decoder, beta)
-            decoder.outstanding_tokens += tail
+            if tail:
+                decoder.inbound[beta] = None
         segment.last_token_s = self.now_s if record.emitted else -1.0
-        decoder.pending_decodes += 1
-        decoder.pending_context += prompt
+        decoder.expect(record, prompt)
         self._touch(decoder)
         alpha.outstanding_tokens += segment.remaining
         alpha.hold(hit)
@@ -448,11 +451,16 @@ class Simulator:
         segment.last_token_s = -1.0
         record.emitted += 1
 
+    def _on_lost(self, instance: SimInstance, segment: Segment) -> None:
+        """It yields to all others from now on: nobody counts on it."""
+        beta, beta_segment = self._betas.get(segment.record, (instance, segment))
+        self._settle(beta, segment.record)
+        beta.inbound.pop(beta_segment, None)
+
     def _settle(self, decoder: SimInstance, record: RequestRecord) -> None:
-        """The request decodes now: it is no longer pending."""
+        """The request decodes now, or will not in time: it is no longer pending."""
         self._touch(decoder)
-        decoder.pending_decodes -= 1
-        decoder.pending_context -= self._prompt_of(record)
+        decoder.settle(record)
 
     def _prompt_of(self, record: RequestRecord) -> int:
         return record.view.num_prompt_tokens if record.view else record.request.prompt_tokens
@@ -491,8 +499,7 @@ class Simulator:
         segment.emits_first = True
         segment.started = segment.lost = False
         if segment.role != "alpha":
-            instance.pending_decodes += 1
-            instance.pending_context += self._prompt_of(segment.record)
+            instance.expect(segment.record, self._prompt_of(segment.record))
         instance.outstanding_tokens += segment.remaining
         instance.add_prompt(segment, first=True)
 
@@ -526,6 +533,8 @@ class Simulator:
         del self._betas[record]
         alpha.free(done.context)
         beta.hold(done.context)
+        beta.inbound.pop(beta_segment, None)
+        beta.outstanding_tokens += beta_segment.remaining
         beta_segment.context = done.context
         record.live = [(beta, beta_segment)]
         if beta_segment.remaining > 0:
@@ -543,12 +552,11 @@ class Simulator:
             self._adopt(alpha, done, beta_segment)
             return
         beta, _ = self._betas.pop(record)
-        beta.outstanding_tokens -= beta_segment.remaining
+        beta.inbound.pop(beta_segment, None)
         self._settle(beta, record)
         beta_segment.context = done.context
         record.live = [(alpha, beta_segment)]
-        alpha.pending_decodes += 1
-        alpha.pending_context += self._prompt_of(record)
+        alpha.expect(record, self._prompt_of(record))
         alpha.outstanding_tokens += beta_segment.remaining
         if beta_segment.remaining > 0:
             alpha.add_prompt(beta_segment)
@@ -564,7 +572,7 @@ class Simulator:
     def _end_alpha_early(self, alpha: SimInstance, segment: Segment) -> None:
         """The request ended before its cut: beta never gets it."""
         beta, beta_segment = self._betas.pop(segment.record)
-        beta.outstanding_tokens -= beta_segment.remaining
+        beta.inbound.pop(beta_segment, None)
         self._settle(beta, segment.record)
         self._finish(alpha, segment)
 
@@ -585,7 +593,7 @@ class Simulator:
         """Withdraw what is left of the request and place it anew."""
         pair = self._betas.pop(record, None)
         if pair and pair[0].alive:
-            pair[0].outstanding_tokens -= pair[1].remaining
+            pair[0].inbound.pop(pair[1], None)
             pair[1].cancelled = True
             self._settle(pair[0], record)
         for holder, segment in record.live:

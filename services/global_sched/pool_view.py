@@ -29,6 +29,8 @@ class Burden:
     prefill_tokens: int
     decodes: int
     context_tokens: int
+    inbound_tokens: int = 0
+    """Prompt tokens to compute once their KV has come."""
 
 
 @dataclass(slots=True)
@@ -170,6 +172,7 @@ class PoolTracker:
         record, load = tracked.record, tracked.load
         burdens = [burden for _, burden in tracked.unseen.values()]
         prefill = sum(burden.prefill_tokens for burden in burdens)
+        inbound = sum(burden.inbound_tokens for burden in burdens)
         context = sum(burden.context_tokens for burden in burdens)
         decodes = sum(burden.decodes for burden in burdens)
         role = self._roles.get(record.instance_id, record.role)
@@ -180,6 +183,7 @@ class PoolTracker:
             tracked.model,
             role=role,
             outstanding_prefill_tokens=prefill,
+            inbound_prefill_tokens=inbound,
             pending_decodes=decodes,
             pending_decode_context_tokens=context,
             kv_free_tokens=capacity - context,
@@ -194,10 +198,12 @@ class PoolTracker:
             model=load.latency.model() if load.latency else tracked.model,
             num_decodes=load.num_decodes,
             decode_context_tokens=load.context_sum,
-            outstanding_prefill_tokens=prefill + load.outstanding_prefill_tokens,
-            # Who runs or waits and does not decode yet will, behind the prompt still to compute.
-            pending_decodes=decodes + _not_yet_decoding(load),
-            pending_decode_context_tokens=context + load.outstanding_prefill_tokens,
+            outstanding_prefill_tokens=prefill
+            + load.outstanding_prefill_tokens
+            - load.late_prefill_tokens,
+            inbound_prefill_tokens=inbound + load.inbound_prefill_tokens,
+            pending_decodes=decodes + load.num_pending_decodes,
+            pending_decode_context_tokens=context + load.pending_decode_context_tokens,
             kv_free_tokens=load.free_blocks * block_size - context,
             static_tokens=_static_tokens(load.batcher_mode),
             slo_headroom=load.slo_headroom,
@@ -231,18 +237,13 @@ def burdens(
     if cut is None:
         return Burden(max(prompt - cached_tokens, 1), 1, prompt + expected // 2), None
     alpha = Burden(max(min(cut, prompt) - cached_tokens, 1), int(cut > prompt), cut)
-    beta = Burden(max(prompt - cut, 0), 1, prompt + expected // 2)
+    beta = Burden(0, 1, prompt + expected // 2, max(prompt - cut, 0))
     return alpha, beta
 
 
 def _is_older(load: InstanceLoad, known: InstanceLoad) -> bool:
     """By sequence; an instance that was restarted counts from one again, but later."""
     return load.sequence <= known.sequence and load.at_s <= known.at_s
-
-
-def _not_yet_decoding(load: InstanceLoad) -> int:
-    alive = load.num_running + load.num_waiting + load.num_waiting_for_kv
-    return max(0, alive - load.num_decodes)
 
 
 def _without_first_token(load: InstanceLoad) -> int:

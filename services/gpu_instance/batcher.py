@@ -32,6 +32,8 @@ from typing import NamedTuple
 from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
 
 MAX_PROMPTS_READ = 256
+FORCED_EVERY = 128
+"""Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,15 @@ class BatcherSettings:
 
     max_num_batched_tokens: int = 8192
     min_prefill_tokens: int = 16
-    """Some prompt gets at least this much every ``lost_every``-th step, however tight the slack.
+    """The first prompt gets this much now and then, however tight the slack: one step in
+    ``FORCED_EVERY``, or in ``lost_every`` where the decodes alone are over their SLO anyway.
 
-    In the other steps a prompt waits when the decodes alone fill the slack: it would join them and
-    push every one of them over its SLO, while its own TTFT can still wait.
+    In the other steps a prompt waits when the decodes fill the slack: it would join them and push
+    every one of them over its SLO, while its own TTFT can still wait.
     """
+    decode_fill: float = 0.98
+    """Decodes join as long as the next step, without prompts, takes no more of the slack: contexts
+    grow on."""
     free_step_ms: float = 160.0
     """Longest step in which nothing decodes: long enough to spread the step's base cost."""
     free_step_share: float = 0.3
@@ -137,7 +143,6 @@ class Batcher:
         return (self.step_index + 1) % self.settings.lost_every == 0
 
     def plan(self, load: StepLoad) -> StepPlan:
-        lost_turn = self.lost_turn
         self.step_index += 1
         if self.static_tokens is not None:
             return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
@@ -147,9 +152,14 @@ class Batcher:
             load = load._replace(prompts=tuple(islice(load.prompts, MAX_PROMPTS_READ)))
             return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
         limit_ms = load.slack_ms * self.relief / (1.0 + self.margin)
-        prefill = self._prefill_tokens(limit_ms, load)
-        if lost_turn:
-            prefill = max(prefill, settings.min_prefill_tokens)
+        decode_ms = self.model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        if self.step_index % (settings.lost_every if decode_ms > limit_ms else FORCED_EVERY) == 0:
+            prompts = tuple(islice(load.prompts, MAX_PROMPTS_READ))
+            load = load._replace(prompts=prompts)
+            least = min(settings.min_prefill_tokens, prompts[0][0]) if prompts else 0
+        else:
+            least = 0
+        prefill = max(self._prefill_tokens(limit_ms, load), least)
         return StepPlan(load.num_decodes + prefill, limit_ms)
 
     def _free_limit_ms(self, load: StepLoad) -> float:
@@ -165,13 +175,22 @@ class Batcher:
         return model.base_ms + 1e-6 + min(wanted_ms, longest_ms)
 
     def _prefill_tokens(self, limit_ms: float, load: StepLoad) -> int:
-        """Tokens of the prompts, taken in order, that fit the limit beside the decodes."""
+        """Tokens of the prompts, taken in order, that fit the limit beside the decodes.
+
+        A prompt that would end in this step decodes in the next: where that step would be too long,
+        its last token waits. Else every decode there would miss its SLO for one that came.
+        """
         model = self.online.model
-        room_ms = limit_ms - model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        next_ms = model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        room_ms = limit_ms - next_ms
+        longest_ms = limit_ms * self.settings.decode_fill if load.num_decodes else math.inf
         left = max(self.settings.max_num_batched_tokens - load.num_decodes, 0)
         total = 0
         for tokens, context in load.prompts:
             fits = min(tokens, left, model.prefill_tokens_in(room_ms, context))
+            next_ms += model.decode_ms + model.context_ms * (tokens + context)
+            if fits == tokens and next_ms > longest_ms:
+                fits -= 1
             total += fits
             left -= fits
             if fits < tokens:

@@ -31,7 +31,17 @@ class InstanceLoad(Message):
     num_waiting_for_kv: int = 0
     num_decodes: int
     context_sum: int = Field(description="tokens of context over all decodes")
-    outstanding_prefill_tokens: int
+    outstanding_prefill_tokens: int = Field(description="prompt tokens that could be computed now")
+    late_prefill_tokens: int = Field(
+        default=0, description="part of these: of prompts that miss their deadline, and so yield"
+    )
+    inbound_prefill_tokens: int = Field(
+        default=0, description="prompt tokens to compute here once their KV has come"
+    )
+    num_pending_decodes: int = Field(
+        default=0, description="requests that do not decode yet, will, and can still be in time"
+    )
+    pending_decode_context_tokens: int = Field(default=0, description="their prompts")
     free_blocks: int
     num_blocks: int
     max_num_batched_tokens: int

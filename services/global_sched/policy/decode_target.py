@@ -2,8 +2,8 @@
 
 Steps with decodes must end within the TBT SLO, so each pays the step's base cost that often; an
 instance without decodes pays it once per long prefill step. The fewer instances decode, the less
-base cost the pool pays in all. The target is the fewest that can hold every decode of the moment
-(with head room, and within their KV), recomputed at each placement from what is there.
+base cost the pool pays in all. The target is the fewest that can hold the decodes of now and of the
+moment when the prompts that queue now will be done, recomputed at each placement.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ class TargetSettings:
 
     fill: float = 0.93
     """How much of the room a TBT SLO leaves to decodes a holder is planned to use."""
-    overflow: float = 0.3
+    overflow: float = 0.5
     """Over the number of instances: the part of a holder's room that is not worth one more holder.
 
     One more of two takes half of the pool from prompts, one more of eight an eighth."""
     kv_fill: float = 0.8
-    resident_share: float = 0.4
-    """Prompts in an instance's KV up to this share of the room are work in passing."""
-    growth: float = 0.25
-    """Contexts are planned to grow by this share of the mean output."""
     least_base_share: float = 0.2
     """Below this share of the TBT SLO a step's base cost is not worth gathering for: at loose SLOs
     mixed batches lose next to nothing, and every instance's spare time shortens TTFT."""
@@ -56,21 +52,26 @@ def _target(
     settings: TargetSettings,
 ) -> int:
     first = loads[0]
-    if first.view.model.base_ms < settings.least_base_share * slo_tbt_ms:
+    base_ms = first.view.model.base_ms
+    room_ms = settings.fill * slo_tbt_ms - base_ms
+    if base_ms < settings.least_base_share * slo_tbt_ms or room_ms <= 0.0:
         return len(loads)
-    room_ms = settings.fill * slo_tbt_ms - first.view.model.base_ms
-    if room_ms <= 0.0:
-        return len(loads)
-    # What decodes now and the prompts that already sit in KV, not those that still queue: a long
-    # queue would else spread the decodes just when gathering them makes prompts go faster.
-    growth_ms = settings.growth * output_tokens * first.view.model.context_ms
-    spare_ms = settings.resident_share * room_ms
-    decode_ms = first.own_decode_ms
-    for load in loads:
-        resident_ms = load.resident_prompts(context_tokens) * load.own_decode_ms
-        decode_ms += load.running_decode_ms + max(resident_ms - spare_ms, 0.0)
-        decode_ms += growth_ms * load.view.num_decodes
-    contexts = sum(load.view.decode_context_tokens for load in loads)
+    decode_ms = first.own_decode_ms + _coming_decode_ms(loads, output_tokens * slo_tbt_ms)
+    contexts = context_tokens + sum(load.view.decode_context_tokens for load in loads)
     kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
-    needed = max(decode_ms / room_ms, (contexts + context_tokens) / kv_tokens)
+    needed = max(decode_ms / room_ms, contexts / kv_tokens)
     return min(max(math.ceil(needed - settings.overflow / len(loads)), 1), len(loads))
+
+
+def _coming_decode_ms(loads: Sequence[Load], lifetime_ms: float) -> float:
+    """Step time of all decodes: now, or when the prompts that queue now are done, if that is more.
+
+    By then some of today's decodes have ended, and of the prompts' too: those that queue start
+    evenly over the longest wait, and a decode lasts ``lifetime_ms`` in the mean. A long queue of
+    prompts with short outputs thus asks for few holders, just when gathering makes prompts faster.
+    """
+    now_ms = sum(load.running_decode_ms for load in loads)
+    queued_ms = sum(load.decode_ms - load.running_decode_ms for load in loads)
+    lifetimes = loads[0].horizon_ms / max(lifetime_ms, 1.0)
+    stay = math.exp(-lifetimes)
+    return max(now_ms, stay * now_ms + queued_ms * (1.0 - stay) / lifetimes)

@@ -131,7 +131,7 @@ class DynaServe:
         prompt, last = request.num_prompt_tokens, request.max_cut
         if 1 <= prompt - 1 <= last:
             yield prompt - 1
-        arrives_together = int((beta.wait_ms - alpha.wait_ms) * alpha.tokens_per_ms)
+        arrives_together = int((beta.all_wait_ms - alpha.wait_ms) * alpha.tokens_per_ms)
         cached = prompt - alpha.uncached
         inside = (cached + arrives_together) // BLOCK_TOKENS * BLOCK_TOKENS
         if max(cached, 1) < inside < prompt - 1 and inside <= last:
@@ -173,11 +173,14 @@ class DynaServe:
 
     def _tail_done_s(self, arrives_s: float, tail: int, beta: Load, request: RequestView) -> float:
         """When beta has computed its part of the prompt: it meets a step in progress first."""
-        busy = beta.view.outstanding_prefill_tokens > 0
+        busy = beta.all_wait_ms > 0.0
         step_s = request.slo_tbt_s if busy else 1e-3 * beta.step_ms
         if tail <= BLOCK_TOKENS:
             return arrives_s + (1.5 if beta.view.num_decodes else 1.0) * step_s
-        return max(arrives_s + 0.5 * step_s, 1e-3 * beta.wait_ms) + 1e-3 * tail / beta.tokens_per_ms
+        return (
+            max(arrives_s + 0.5 * step_s, 1e-3 * beta.all_wait_ms)
+            + 1e-3 * tail / beta.tokens_per_ms
+        )
 
     # ---- choice --------------------------------------------------------------------------
 

@@ -54,7 +54,10 @@ class InstanceView(NamedTuple):
     num_decodes: int = 0
     decode_context_tokens: int = 0
     outstanding_prefill_tokens: int = 0
-    """Prompt tokens to compute, without prompts whose deadline is lost: those yield."""
+    """Prompt tokens that could be computed now, without prompts whose deadline is lost (those
+    yield)."""
+    inbound_prefill_tokens: int = 0
+    """Parts of prompts cut elsewhere, to compute here once their KV has come."""
     pending_decodes: int = 0
     """Requests that will decode here but are still being prefilled, here or elsewhere."""
     pending_decode_context_tokens: int = 0

@@ -84,6 +84,10 @@ class EngineLoad:
     num_blocks: int
     max_num_batched_tokens: int
     num_waiting_for_kv: int = 0
+    late_prefill_tokens: int = 0
+    inbound_prefill_tokens: int = 0
+    num_pending_decodes: int = 0
+    pending_decode_context_tokens: int = 0
     batcher_mode: str = "static"
     budget_tokens: int = 0
     step_s: float = 0.0

@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import chain
 from typing import TypeVar
 
 from services.gpu_instance.batcher import Batcher, BatcherSettings
@@ -25,7 +26,12 @@ from services.gpu_instance.engine.seam import (
 from services.gpu_instance.engine.simulated_handoffs import SimulatedHandoffs
 from services.gpu_instance.engine.simulated_request import SimulatedRequest
 from services.gpu_instance.engine.simulated_settings import SimulationSettings
-from services.gpu_instance.engine.simulated_steps import Step, StepComposer
+from services.gpu_instance.engine.simulated_steps import (
+    NOMINAL_PREFILL_TOKENS_PER_S,
+    Step,
+    StepComposer,
+)
+from services.gpu_instance.prompt_tally import PromptTally
 from shared.clock import Clock, SystemClock
 from shared.latency_model import LatencyProfile
 from shared.schemas.handoff import HandoffAbort, HandoffStart
@@ -280,19 +286,21 @@ class SimulatedEngine:
     def _load(self) -> EngineLoad:
         running, waiting = self.steps.running, self.steps.waiting
         decodes = [request for request in running if request.is_decode]
+        prompts = self._tally_prompts()
         last = self._last_step if self._step is None else self._step
         step_s = last.duration_s if last is not None else 0.0
         tightest_s = min((request.slo_tbt_s for request in decodes), default=0.0)
         return EngineLoad(
             num_running=len(running),
             num_waiting=len(waiting),
-            num_waiting_for_kv=self.handoffs.num_holding,
+            num_waiting_for_kv=len(self.handoffs.holding),
             num_decodes=len(decodes),
             context_sum=sum(request.computed for request in decodes),
-            outstanding_prefill_tokens=sum(
-                request.remaining for request in running if not request.is_decode
-            )
-            + sum(request.remaining for request in waiting),
+            outstanding_prefill_tokens=prompts.outstanding,
+            late_prefill_tokens=prompts.late,
+            inbound_prefill_tokens=prompts.inbound,
+            num_pending_decodes=prompts.num_pending,
+            pending_decode_context_tokens=prompts.pending_context,
             free_blocks=self.steps.pool.free,
             num_blocks=self.steps.pool.total,
             max_num_batched_tokens=self.settings.max_num_batched_tokens,
@@ -306,6 +314,19 @@ class SimulatedEngine:
             num_preemptions=self.steps.num_preemptions,
             num_added=self._num_added,
         )
+
+    def _tally_prompts(self) -> PromptTally:
+        tally = PromptTally(self._loop.time(), NOMINAL_PREFILL_TOKENS_PER_S)
+        chunks = (request for request in self.steps.running if not request.is_decode)
+        for request in chain(chunks, self.steps.waiting):
+            will_decode = request.end > request.num_prompt_tokens
+            view = request.prompt_view(request.remaining)
+            tally.add(view, len(request.tokens), waits_for_kv=False, will_decode=will_decode)
+        for handoff in self.handoffs.holding:
+            request = handoff.request
+            view = request.prompt_view(max(request.num_prompt_tokens - handoff.ref.cut, 0))
+            tally.add(view, len(request.tokens), waits_for_kv=True, will_decode=True)
+        return tally
 
     def _geometry(self) -> Geometry:
         settings = self.settings

@@ -75,9 +75,9 @@ class SimulatedHandoffs:
         return len(self._open)
 
     @property
-    def num_holding(self) -> int:
+    def holding(self) -> list[SimulatedHandoff]:
         """Betas that wait for blocks or for KV."""
-        return sum(handoff.side == "beta" for handoff in self._open.values())
+        return [handoff for handoff in self._open.values() if handoff.side == "beta"]
 
     # -- what happens to a handoff ----------------------------------------------------------------
 

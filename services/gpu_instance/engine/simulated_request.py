@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Literal
 
+from services.gpu_instance.batcher import PromptView
 from shared.schemas.message import unpack_tokens
 from shared.schemas.segment import Segment
 
@@ -102,6 +103,11 @@ class SimulatedRequest:
     @property
     def is_decode(self) -> bool:
         return self.remaining == 1 and self.computed >= self.num_prompt_tokens
+
+    def prompt_view(self, remaining: int) -> PromptView:
+        """The prompt with so many tokens to compute, for the batcher's order."""
+        slo = self.segment.request.slo
+        return PromptView(self.added_s, self.added_s + slo.ttft_s, remaining)
 
     def next_token(self, vocab_size: int) -> int:
         """The token behind everything known."""

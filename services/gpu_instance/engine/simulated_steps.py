@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal
 
-from services.gpu_instance.batcher import Batcher, PromptView, StepLoad, StepPlan, prompt_rank
+from services.gpu_instance.batcher import Batcher, StepLoad, StepPlan, prompt_rank
 from services.gpu_instance.engine.seam import Emission
 from services.gpu_instance.engine.simulated_prefixes import SimulatedPrefixes
 from services.gpu_instance.engine.simulated_request import BlockPool, SimulatedRequest
@@ -165,8 +165,7 @@ class StepComposer:
         return running + list(islice(self.waiting, max(room, 0)))
 
     def _rank(self, request: SimulatedRequest, now_s: float) -> tuple[bool, float]:
-        slo = request.segment.request.slo
-        view = PromptView(request.added_s, request.added_s + slo.ttft_s, request.remaining)
+        view = request.prompt_view(request.remaining)
         return prompt_rank(view, now_s, NOMINAL_PREFILL_TOKENS_PER_S)
 
     def _admit(self, request: SimulatedRequest, now_s: float) -> bool:

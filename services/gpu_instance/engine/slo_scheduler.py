@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,6 +33,7 @@ from services.gpu_instance.batcher import (
 from services.gpu_instance.engine.prefix_events import PrefixEvents
 from services.gpu_instance.engine.seam import EngineLoad
 from services.gpu_instance.prefix_chunks import PrefixChanges
+from services.gpu_instance.prompt_tally import PromptTally
 from shared.latency_model import PROFILED, UNPROFILED, LatencyProfile, StepShape
 from shared.schemas.registry import LatencyCoefficients
 from shared.schemas.request import Slo
@@ -199,12 +201,17 @@ class SloBatching(_Base):
             self.waiting.extend(ranked)
 
     def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, float]:
-        pace = self.paces[request.request_id]
-        remaining = request.num_tokens - request.num_computed_tokens
-        tokens_per_s = 1e3 / max(self.batcher.model.prefill_ms, 1e-6)
-        prompt = PromptView(pace.arrival_s, pace.deadline_s, remaining)
-        lost, key = prompt_rank(prompt, now_s, tokens_per_s)
+        lost, key = prompt_rank(self._prompt_view(request), now_s, self._tokens_per_s)
         return (lost != lost_turn, key)
+
+    def _prompt_view(self, request: Request) -> PromptView:
+        pace = self.paces[request.request_id]
+        remaining = max(request.num_tokens - request.num_computed_tokens, 0)
+        return PromptView(pace.arrival_s, pace.deadline_s, remaining)
+
+    @property
+    def _tokens_per_s(self) -> float:
+        return 1e3 / max(self.batcher.model.prefill_ms, 1e-6)
 
     # -- after a step --------------------------------------------------------------------------
 
@@ -276,26 +283,29 @@ class SloBatching(_Base):
 
     def load(self) -> EngineLoad:
         """A snapshot of the load; O(running + waiting)."""
-        num_decodes = context = outstanding = 0
-        for request in self.running:
-            if request.is_prefill_chunk:
-                outstanding += request.num_tokens - request.num_computed_tokens
-            else:
-                num_decodes += 1
-                context += request.num_computed_tokens
-        for request in self.waiting:
-            outstanding += request.num_tokens - request.num_computed_tokens
-        for request in self.kv_holding_waiting:
-            outstanding += max(0, request.num_tokens - request.num_computed_tokens)
+        decodes = [request for request in self.running if not request.is_prefill_chunk]
+        prompts = PromptTally(time.monotonic(), self._tokens_per_s)
+        chunks = (request for request in self.running if request.is_prefill_chunk)
+        for request in chain(chunks, self.waiting, self.kv_holding_waiting):
+            prompts.add(
+                self._prompt_view(request),
+                request.num_tokens,
+                waits_for_kv=request.status == RequestStatus.WAITING_FOR_REMOTE_KVS,
+                will_decode=request.max_tokens > 1,  # an alpha that ends with its prompt does not
+            )
         pool = self.kv_cache_manager.block_pool
         slo_s = self.slo_tbt_s or min((p.tbt_s for p in self.paces.values()), default=0.0)
         return EngineLoad(
             num_running=len(self.running),
             num_waiting=len(self.waiting),
             num_waiting_for_kv=len(self.kv_holding_waiting),
-            num_decodes=num_decodes,
-            context_sum=context,
-            outstanding_prefill_tokens=outstanding,
+            num_decodes=len(decodes),
+            context_sum=sum(request.num_computed_tokens for request in decodes),
+            outstanding_prefill_tokens=prompts.outstanding,
+            late_prefill_tokens=prompts.late,
+            inbound_prefill_tokens=prompts.inbound,
+            num_pending_decodes=prompts.num_pending,
+            pending_decode_context_tokens=prompts.pending_context,
             free_blocks=pool.get_num_free_blocks(),
             num_blocks=pool.num_gpu_blocks,
             max_num_batched_tokens=self.configured_tokens,

@@ -33,7 +33,14 @@ def test_a_placement_counts_until_telemetry_names_it() -> None:
     assert seen(tracker, "a").pending_decodes == 1
     assert seen(tracker, "a").kv_free_tokens == 16_000 - 120
     tracker.on_load(
-        load("a", 2, outstanding_prefill_tokens=110, num_waiting=1, admitted_request_ids=["r"])
+        load(
+            "a",
+            2,
+            outstanding_prefill_tokens=110,
+            num_waiting=1,
+            num_pending_decodes=1,
+            admitted_request_ids=["r"],
+        )
     )
     assert seen(tracker, "a").outstanding_prefill_tokens == 110
     assert seen(tracker, "a").pending_decodes == 1
@@ -93,6 +100,22 @@ def test_reports_and_placements_of_unknown_instances_are_passed_by() -> None:
     assert seen(tracker, "a").outstanding_prefill_tokens == 0
 
 
+def test_prompts_that_are_late_do_not_count_and_those_to_come_count_apart() -> None:
+    tracker = tracked("a")
+    tracker.on_load(
+        load(
+            "a",
+            1,
+            outstanding_prefill_tokens=500,
+            late_prefill_tokens=300,
+            inbound_prefill_tokens=7,
+        )
+    )
+    tracker.on_placed("a", "r", Burden(0, 1, 120, 40), 1e9)
+    assert seen(tracker, "a").outstanding_prefill_tokens == 200
+    assert seen(tracker, "a").inbound_prefill_tokens == 47
+
+
 def test_a_cut_divides_the_prompt_between_the_sides() -> None:
     request = request_view(question(prompt=100), LengthPredictor())
     whole, nobody = burdens(request, None)
@@ -100,7 +123,7 @@ def test_a_cut_divides_the_prompt_between_the_sides() -> None:
     alpha, beta = burdens(request, 60)
     assert beta is not None
     assert (alpha.prefill_tokens, alpha.decodes) == (60, 0)
-    assert (beta.prefill_tokens, beta.decodes) == (40, 1)
+    assert (beta.prefill_tokens, beta.inbound_tokens, beta.decodes) == (0, 40, 1)
     alpha, beta = burdens(request, 110)
     assert beta is not None
     assert (alpha.prefill_tokens, alpha.decodes, beta.prefill_tokens) == (100, 1, 0)

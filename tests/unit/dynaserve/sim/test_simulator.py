@@ -44,7 +44,7 @@ def assert_settled(outcome: SimOutcome) -> None:
         if instance.alive:
             assert (instance.kv_used, instance.num_decodes, instance.context_sum) == (0, 0, 0)
             assert (instance.outstanding_tokens, instance.lost_tokens) == (0, 0)
-            assert (instance.pending_decodes, instance.pending_context) == (0, 0)
+            assert (len(instance.pending), instance.pending_context) == (0, 0)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -29,7 +29,13 @@ def request(prompt: int = 2000, output: float = 200.0, slo_tbt_s: float = 0.025)
 def instance(index: int, decodes: int = 0, queue: int = 0, free: int | None = None) -> InstanceView:
     free = 526_000 - 1500 * decodes if free is None else free
     return InstanceView(
-        f"i{index}", MODEL, "any", decodes, 1500 * decodes, queue, 0, 0, free, 526_000
+        f"i{index}",
+        MODEL,
+        num_decodes=decodes,
+        decode_context_tokens=1500 * decodes,
+        outstanding_prefill_tokens=queue,
+        kv_free_tokens=free,
+        kv_capacity_tokens=526_000,
     )
 
 
@@ -126,6 +132,23 @@ def test_decode_holders_follow_the_load() -> None:
     asked = request()
     assert len(DynaServe().place(asked, few).decode_holders) <= 2
     assert len(DynaServe().place(asked, many).decode_holders) >= 6
+
+
+def test_a_queue_of_short_outputs_asks_for_fewer_holders_than_one_of_long_outputs() -> None:
+    queued = instance(0, decodes=10, queue=20_000)._replace(
+        pending_decodes=150, pending_decode_context_tokens=225_000
+    )
+    pool = PoolView(0.0, (queued, *(instance(i) for i in range(1, 4))))
+    short = DynaServe().place(request(output=10.0), pool)
+    long = DynaServe().place(request(output=1000.0), pool)
+    assert len(short.decode_holders) < len(long.decode_holders)
+
+
+def test_parts_of_prompts_that_come_later_do_not_keep_a_holder_idle() -> None:
+    waiting = instance(0, decodes=40)._replace(inbound_prefill_tokens=4_000)
+    pool = PoolView(0.0, (waiting, instance(1, queue=30_000)))
+    decision = DynaServe(NO_CONTROL).place(request(prompt=1000), pool)
+    assert (decision.kind, decision.alpha_id) == ("unsplit", "i0")
 
 
 def test_cached_tokens_draw_a_request_to_their_holder() -> None:
