@@ -9,7 +9,7 @@ monotonic seconds of the scheduler's own clock: those of instances may be off.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.global_sched.policy.views import InstanceView, PoolView, RequestView, Role
 from shared.latency_model import LatencyModel, LatencyProfile
@@ -194,7 +194,8 @@ class PoolTracker:
         if load is None:
             return view
         tracked.queued += _without_first_token(load)
-        return view._replace(
+        return replace(
+            view,
             model=load.latency.model() if load.latency else tracked.model,
             num_decodes=load.num_decodes,
             decode_context_tokens=load.context_sum,

@@ -24,6 +24,8 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -59,8 +61,11 @@ class BatcherSettings:
     """One step in so many may lead with a prompt whose deadline is already lost."""
     spike_floor: float = 0.4
     spike_recovery: float = 0.05
-    margin_quantile: float = 0.995
-    max_margin: float = 0.3
+    margin_quantile: float = 0.998
+    margin_window: int = 1024
+    """The margin is this quantile of the relative errors of the last full steps. One late step is
+    a gap of every request that decodes in it, and a request of some hundred tokens may have one."""
+    max_margin: float = 1.0
 
 
 class StepLoad(NamedTuple):
@@ -109,9 +114,9 @@ def prompt_rank(
 class Batcher:
     """Sizes engine steps. Invariant: every decode fits, and a waiting prompt always progresses.
 
-    Three corrections act together: the latency model follows the measured steps; a margin follows
-    the upper quantile of its remaining error; and a step over its limit shrinks the following ones
-    at once, an effect that wears off step by step.
+    Three corrections act together: the latency model follows the measured steps; a margin is the
+    upper quantile of what error remains in full steps; and a step over its limit shrinks the
+    following ones at once, an effect that wears off step by step.
     """
 
     def __init__(
@@ -125,6 +130,8 @@ class Batcher:
         self.settings = settings or BatcherSettings()
         self.online = OnlineLatencyModel(model, trust)
         self.margin = initial_margin
+        self._errors = deque([initial_margin])
+        self._ordered = [initial_margin]
         self.relief = 1.0
         self.step_index = 0
         self.set_mode(mode)
@@ -200,8 +207,10 @@ class Batcher:
 
     def observe(self, plan: StepPlan, shape: StepShape, measured_ms: float) -> None:
         """Learn from the step just run."""
+        predicted_ms = self.model.step_ms(shape)
         error = self.online.observe(shape, measured_ms)
-        self._adapt_margin(error)
+        if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:
+            self._adapt_margin(error)
         limit_ms = plan.limit_ms * (1.0 + self.margin)
         if measured_ms > limit_ms > 0.0:
             shrunk = self.relief * limit_ms / measured_ms
@@ -210,10 +219,13 @@ class Batcher:
             self.relief += self.settings.spike_recovery * (1.0 - self.relief)
 
     def _adapt_margin(self, error: float) -> None:
-        """Stochastic approximation of the error's upper quantile."""
-        quantile = self.settings.margin_quantile
-        self.margin += 0.02 * (quantile if error > self.margin else quantile - 1.0)
-        self.margin = min(self.settings.max_margin, max(0.0, self.margin))
+        """Steps that came near their limit alone: the others' errors do no harm."""
+        if len(self._errors) == self.settings.margin_window:
+            del self._ordered[bisect_left(self._ordered, self._errors.popleft())]
+        self._errors.append(error)
+        insort(self._ordered, error)
+        upper = self._ordered[math.ceil(self.settings.margin_quantile * len(self._ordered)) - 1]
+        self.margin = min(self.settings.max_margin, max(0.0, upper))
 
 
 def parse_mode(mode: str) -> int | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from services.global_sched.policy.predict import (
-    decode_ms,
     handoff_s,
-    prefill_tokens_per_ms,
+    pace_of,
     request_decode_ms,
     uncached_tokens,
 )
@@ -23,8 +22,9 @@ from services.global_sched.policy.views import (
 def predict_unsplit(view: InstanceView, request: RequestView) -> Prediction:
     """The whole request on one instance. The cost counts its prompt's wait and decode load."""
     tokens = view.outstanding_prefill_tokens + uncached_tokens(request, view.instance_id)
-    ttft_s = 1e-3 * tokens / prefill_tokens_per_ms(view, request.slo_tbt_s)
-    tbt_s = 1e-3 * (view.model.base_ms + decode_ms(view) + request_decode_ms(view, request))
+    pace = pace_of(view, request.slo_tbt_s)
+    ttft_s = 1e-3 * tokens / pace.tokens_per_ms
+    tbt_s = 1e-3 * (view.model.base_ms + pace.decode_ms + request_decode_ms(view.model, request))
     pressure = max(0.0, tbt_s / request.slo_tbt_s - 1.0)
     needed = tokens + view.pending_decodes * 16 + request.length.mean
     kv_short = max(0.0, needed - view.kv_free_tokens) / view.kv_capacity_tokens
@@ -106,7 +106,8 @@ def predict_disaggregated(
 ) -> Prediction:
     """Cut at P: alpha's queue decides TTFT; the longest gap is the handoff plus beta's step."""
     ttft_s = _prefill_s(alpha, request)
-    step_s = 1e-3 * (beta.model.base_ms + decode_ms(beta) + request_decode_ms(beta, request))
+    decode_ms = pace_of(beta, request.slo_tbt_s).decode_ms
+    step_s = 1e-3 * (beta.model.base_ms + decode_ms + request_decode_ms(beta.model, request))
     tbt_s = step_s + handoff_s(alpha, request.num_prompt_tokens, pool)
     return Prediction(ttft_s, tbt_s, ttft_s + tbt_s + max(0.0, tbt_s / request.slo_tbt_s - 1.0))
 
@@ -115,12 +116,13 @@ def decode_load(view: InstanceView, request: RequestView) -> float:
     """Decode step time, with a surcharge when the context would not fit the free KV."""
     context = request.num_prompt_tokens + request.length.mean
     short = max(0.0, context + view.pending_decode_context_tokens - view.kv_free_tokens)
-    return decode_ms(view) + 1e3 * short / view.kv_capacity_tokens
+    decode_ms = pace_of(view, request.slo_tbt_s).decode_ms
+    return decode_ms + 1e3 * short / view.kv_capacity_tokens
 
 
 def _prefill_s(view: InstanceView, request: RequestView) -> float:
     tokens = view.outstanding_prefill_tokens + uncached_tokens(request, view.instance_id)
-    return 1e-3 * tokens / prefill_tokens_per_ms(view, request.slo_tbt_s)
+    return 1e-3 * tokens / pace_of(view, request.slo_tbt_s).tokens_per_ms
 
 
 def _unsplit(best: Candidate, candidates: tuple[Candidate, ...], reason: str) -> Decision:

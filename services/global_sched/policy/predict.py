@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.global_sched.policy.views import InstanceView, PoolView, RequestView
+from services.global_sched.policy.views import InstanceView, Pace, PoolView, RequestView
+from shared.latency_model import LatencyModel
 
 # Steps without decodes run about this long (see BatcherSettings.free_step_ms).
 FREE_STEP_MS = 160.0
@@ -10,33 +11,47 @@ TYPICAL_CONTEXT_TOKENS = 1024
 MIN_TOKENS_PER_MS = 0.05
 
 
-def decode_ms(view: InstanceView) -> float:
-    """Marginal step time of everything that decodes, or soon will decode, on the instance."""
+def pace_of(view: InstanceView, slo_tbt_s: float) -> Pace:
+    """What is the same for every request of this TBT SLO; kept with the view."""
+    pace = view.paces.get(slo_tbt_s)
+    if pace is None:
+        pace = view.paces[slo_tbt_s] = _work_out_pace(view, slo_tbt_s)
+    return pace
+
+
+def _work_out_pace(view: InstanceView, slo_tbt_s: float) -> Pace:
     model = view.model
-    return model.decode_ms * (view.num_decodes + view.pending_decodes) + model.context_ms * (
-        view.decode_context_tokens + view.pending_decode_context_tokens
+    running_ms = model.decode_ms * view.num_decodes + model.context_ms * view.decode_context_tokens
+    speed = _prefill_tokens_per_ms(view, running_ms, slo_tbt_s)
+    return Pace(
+        speed,
+        view.outstanding_prefill_tokens / speed,
+        view.inbound_prefill_tokens / speed,
+        running_ms,
+        running_ms
+        + model.decode_ms * view.pending_decodes
+        + model.context_ms * view.pending_decode_context_tokens,
     )
 
 
-def request_decode_ms(view: InstanceView, request: RequestView) -> float:
+def request_decode_ms(model: LatencyModel, request: RequestView) -> float:
     """Marginal step time of the request once it decodes, at half of its expected output."""
     context = request.num_prompt_tokens + 0.5 * request.length.mean
-    return view.model.decode_ms + view.model.context_ms * context
+    return model.decode_ms + model.context_ms * context
 
 
-def prefill_tokens_per_ms(view: InstanceView, slo_tbt_s: float) -> float:
+def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, slo_tbt_s: float) -> float:
     """Prefill speed: whole steps when nothing decodes, else what decodes leave of the SLO."""
     model = view.model
     per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
     if view.static_tokens is not None:
         tokens = float(max(view.static_tokens - view.num_decodes, 1))
-        step = model.decode_step_ms(view.num_decodes, view.decode_context_tokens)
-        return tokens / (step + per_token * tokens)
+        return tokens / (model.base_ms + running_ms + per_token * tokens)
     if view.num_decodes == 0:
         tokens = min(view.max_num_batched_tokens, (FREE_STEP_MS - model.base_ms) / per_token)
         return tokens / (model.base_ms + per_token * tokens)
     step_ms = 1e3 * slo_tbt_s
-    room = step_ms - model.decode_step_ms(view.num_decodes, view.decode_context_tokens)
+    room = step_ms - model.base_ms - running_ms
     return max(room / per_token / step_ms, MIN_TOKENS_PER_MS)
 
 

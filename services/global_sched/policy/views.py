@@ -45,7 +45,8 @@ class RequestView:
         return self.num_prompt_tokens + self.max_tokens - 2
 
 
-class InstanceView(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InstanceView:
     """One instance: what it reported plus what was placed on it since."""
 
     instance_id: str
@@ -68,6 +69,23 @@ class InstanceView(NamedTuple):
     """N when the batcher runs in mode 'static:N'."""
     slo_headroom: float = 1.0
     link_bytes_per_s: float = 270e9
+    paces: dict[float, Pace] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What `pace_of` worked out, by TBT SLO: the same view serves many placements."""
+
+
+class Pace(NamedTuple):
+    """What an instance's state means for whoever comes, whatever the request. Milliseconds."""
+
+    tokens_per_ms: float
+    """Prefill speed."""
+    wait_ms: float
+    """Until the prompts that are here are done."""
+    inbound_ms: float
+    """Time to compute the parts of prompts that will come here from elsewhere."""
+    running_decode_ms: float
+    """Marginal step time of what decodes here now."""
+    decode_ms: float
+    """Marginal step time of what decodes or will decode here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,18 @@ def test_a_spike_shrinks_the_next_budget_at_once_and_it_recovers() -> None:
     assert batcher.plan(load).token_budget > 0.9 * before.token_budget
 
 
+def test_the_margin_covers_the_errors_of_full_steps_and_of_no_others() -> None:
+    batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    small = StepShape(1, 1000, 0, 0.0)
+    for index in range(400):
+        plan = batcher.plan(load)
+        tokens = plan.token_budget - 32
+        full = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
+        batcher.observe(plan, full, batcher.model.step_ms(full) * (1.4 if index % 20 == 0 else 1.0))
+        batcher.observe(plan, small, batcher.model.step_ms(small) * 3.0)
+    assert 0.3 < batcher.margin < 0.6
+
+
 @pytest.mark.parametrize("mode", ["", "static", "static:", "static:0", "static:-1", "fast"])
 def test_an_unknown_mode_is_refused(mode: str) -> None:
     with pytest.raises(ValueError, match="batcher mode"):

@@ -1,5 +1,7 @@
 """Properties every policy keeps, and what `dynaserve` does in the situations it is made for."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,12 +46,15 @@ def pools(draw: st.DrawFn) -> PoolView:
     some: list[Role] = ["any", "prefill", "decode"]
     roles = draw(st.lists(st.sampled_from(some), min_size=1, max_size=8))
     views = tuple(
-        instance(
-            index,
-            draw(st.integers(0, 300)),
-            draw(st.integers(0, 50_000)),
-            draw(st.integers(0, 526_000)),
-        )._replace(role=role)
+        replace(
+            instance(
+                index,
+                draw(st.integers(0, 300)),
+                draw(st.integers(0, 50_000)),
+                draw(st.integers(0, 526_000)),
+            ),
+            role=role,
+        )
         for index, role in enumerate(roles)
     )
     return PoolView(0.0, views)
@@ -135,8 +140,10 @@ def test_decode_holders_follow_the_load() -> None:
 
 
 def test_a_queue_of_short_outputs_asks_for_fewer_holders_than_one_of_long_outputs() -> None:
-    queued = instance(0, decodes=10, queue=20_000)._replace(
-        pending_decodes=150, pending_decode_context_tokens=225_000
+    queued = replace(
+        instance(0, decodes=10, queue=20_000),
+        pending_decodes=150,
+        pending_decode_context_tokens=225_000,
     )
     pool = PoolView(0.0, (queued, *(instance(i) for i in range(1, 4))))
     short = DynaServe().place(request(output=10.0), pool)
@@ -145,7 +152,7 @@ def test_a_queue_of_short_outputs_asks_for_fewer_holders_than_one_of_long_output
 
 
 def test_parts_of_prompts_that_come_later_do_not_keep_a_holder_idle() -> None:
-    waiting = instance(0, decodes=40)._replace(inbound_prefill_tokens=4_000)
+    waiting = replace(instance(0, decodes=40), inbound_prefill_tokens=4_000)
     pool = PoolView(0.0, (waiting, instance(1, queue=30_000)))
     decision = DynaServe(NO_CONTROL).place(request(prompt=1000), pool)
     assert (decision.kind, decision.alpha_id) == ("unsplit", "i0")
@@ -169,7 +176,7 @@ def test_a_class_the_guard_turned_off_and_the_control_group_stay_uncut() -> None
 
 
 def test_disaggregated_cuts_at_the_prompt_between_its_roles() -> None:
-    views = (instance(0)._replace(role="prefill"), instance(1)._replace(role="decode"))
+    views = (replace(instance(0), role="prefill"), replace(instance(1), role="decode"))
     decision = POLICIES["disaggregated"]().place(request(), PoolView(0.0, views))
     assert (decision.alpha_id, decision.beta_id, decision.cut) == ("i0", "i1", 2000)
 
