@@ -55,7 +55,9 @@ POOL = "compare"
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     board = Board(Console(stderr=True))
     logs = Path(mkdtemp(prefix="dynaserve-compare-"))
-    settings = PoolSettings(instances=2, port=arguments.port, pool=POOL, log_folder=logs)
+    settings = PoolSettings(
+        instances=2, port=arguments.port, pool=POOL, log_folder=logs, admission="queue"
+    )  # as vLLM does, which refuses nothing
     loads = {}
     async with LocalPool(settings) as pool:
         where = ("--nats", pool.nats_url, "--pool", POOL)
@@ -106,13 +108,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--request-rate", type=float, default=3.0)
-    parser.add_argument("--duration-s", type=float, default=10.0)
+    parser.add_argument("--request-rate", type=float, default=4.0)
+    parser.add_argument("--duration-s", type=float, default=12.0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--length-scale", type=float, default=0.8)
     parser.add_argument("--slo-ttft-ms", type=float, default=1000.0)
     parser.add_argument("--slo-ttft-ms-per-token", type=float, default=1.0)
-    parser.add_argument("--slo-tbt-ms", type=float, default=120.0)
+    parser.add_argument("--slo-tbt-ms", type=float, default=30.0)
     parser.add_argument("--port", type=int, default=8451)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -142,7 +142,7 @@ async def on_pool(suite: Suite) -> None:
 def pool_arguments(given: argparse.Namespace) -> list[str]:
     common = ["--port=8321", "--pool=suite", f"--gateways={given.gateways}", "--schedulers=2"]
     common.append(f"--log-folder={given.out / 'logs'}")
-    common.append(f"--slo-tbt-ms={given.tbt_ms}")
+    common += [f"--slo-tbt-ms={given.tbt_ms}", "--admission=queue"]  # as vLLM: refuses nothing
     if given.cpu:
         return [*common, *SMALL_FLAGS.split()]
     return [given.model, *common, *given.flags.split()]

@@ -43,7 +43,9 @@ IDLE_PROMPT, IDLE_OUTPUT, IDLE_REQUESTS = 64, 33, 15
 
 async def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="dynaserve-twin-"))
-    settings = PoolSettings(instances=2, port=arguments.port, pool=POOL, log_folder=folder)
+    settings = PoolSettings(
+        instances=2, port=arguments.port, pool=POOL, log_folder=folder, admission="queue"
+    )
     async with LocalPool(settings) as pool:
         profile = await profiled(pool.nats_url, folder)
         idle = await replay(pool, idle_flags(folder))

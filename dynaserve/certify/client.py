@@ -3,8 +3,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from dynaserve.certify.evidence import Evidence, read_evidence
 from dynaserve.certify.groups import Body
 from dynaserve.certify.outcome import Outcome
 from shared.errors import NoInstance, RequestFailed
+from shared.pairing import usable_transports
 from shared.schemas.registry import InstanceRecord
 
 REQUEST_TIMEOUT_S = 120.0
@@ -36,7 +38,16 @@ class PoolFacts:
     model: str
     block_size: int
     dtype: str
+    transports: tuple[str, ...]
+    """Those that join every two of its instances."""
     versions: dict[str, str]
+
+
+def common_transports(instances: Sequence[InstanceRecord]) -> tuple[str, ...]:
+    """The KV transports that join every ordered pair of ready instances, in one fixed order."""
+    ready = [each for each in instances if each.state == "ready"]
+    joining = [set(usable_transports(a, b)) for a, b in permutations(ready, 2)]
+    return tuple(sorted(set.intersection(*joining))) if joining else ()
 
 
 class PoolClient:
@@ -62,12 +73,14 @@ class PoolClient:
                 raise NoInstance(f"the pool at {self.url} cannot cut requests: {lack}")
             await asyncio.sleep(EVIDENCE_POLL_S)
         self.model = (await self._get("/v1/models"))["data"][0]["id"]
-        instance = InstanceRecord.model_validate(pool["instances"][0])
+        instances = [InstanceRecord.model_validate(each) for each in pool["instances"]]
+        instance = instances[0]
         geometry = instance.geometry
         return PoolFacts(
             model=self.model,
             block_size=geometry.block_size,
             dtype=geometry.dtype,
+            transports=common_transports(instances),
             versions={
                 "model": geometry.model,
                 "model_hash": geometry.model_hash,

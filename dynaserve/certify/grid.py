@@ -134,7 +134,12 @@ def cuts(num_prompt: int, num_output: int, block_size: int) -> list[int]:
 
 
 def cases_of(
-    subject: Subject, reference: Outcome, block_size: int, first: int, quick: bool
+    subject: Subject,
+    reference: Outcome,
+    block_size: int,
+    first: int,
+    quick: bool,
+    transports: Sequence[str] = ("shm", "tcp"),
 ) -> Iterator[Case]:
     """Every cut of one request; transport, caching and load go round with the case's number."""
     num_output = len(reference.token_ids)
@@ -143,12 +148,12 @@ def cases_of(
         where = few(where, subject.num_prompt, first)
     number = first
     for cut in where:
-        yield make_case(number, subject, cut)
+        yield make_case(number, subject, cut, transports=transports)
         number += 1
     too_late = subject.num_prompt + num_output
     ends_early = num_output < subject.max_tokens and too_late <= last_cut(subject)
     if subject.group in ENDING_GROUPS and ends_early:
-        yield make_case(number, subject, too_late, hands_over=False)
+        yield make_case(number, subject, too_late, False, transports)
 
 
 def few(where: Sequence[int], num_prompt: int, turn: int) -> list[int]:
@@ -164,13 +169,19 @@ def last_cut(subject: Subject) -> int:
     return subject.num_prompt + subject.max_tokens - 2
 
 
-def make_case(number: int, subject: Subject, cut: int, hands_over: bool = True) -> Case:
+def make_case(
+    number: int,
+    subject: Subject,
+    cut: int,
+    hands_over: bool = True,
+    transports: Sequence[str] = ("shm", "tcp"),
+) -> Case:
     turn = number % 8
     return Case(
         number=number,
         subject=subject,
         cut=cut,
-        transport="tcp" if turn & 1 else "shm",
+        transport=transports[number % len(transports)],
         caching=bool(turn & 2),
         mode="concurrent" if turn & 4 else "sequential",
         hands_over=hands_over,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import httpx
 
-from dynaserve.certify.client import PoolClient
+from dynaserve.certify.client import PoolClient, PoolFacts
 from dynaserve.certify.evidence import objection, uncut_objection
 from dynaserve.certify.grid import (
     Case,
@@ -61,7 +61,7 @@ class Certification:
         started_s = time.monotonic()
         facts = await self.client.facts()
         subjects = await self._make_subjects(facts.block_size)
-        cases = await self._make_references(subjects, facts.block_size)
+        cases = await self._make_references(subjects, facts)
         alone = await self._run_cases("one by one", [c for c in cases if not c.in_company], 1)
         # Both at once: a quarter of the company is uncut.
         share = max(1, self.options.concurrency // 4)
@@ -100,11 +100,18 @@ class Certification:
             self.progress("probes", index + 1, len(wanted))
         return subjects
 
-    async def _make_references(self, subjects: Sequence[Subject], block_size: int) -> list[Case]:
+    async def _make_references(self, subjects: Sequence[Subject], facts: PoolFacts) -> list[Case]:
         cases: list[Case] = []
         for done, each in enumerate(subjects):
             reference = self.references[each.name] = await self._uncut(each)
-            cases += cases_of(each, reference, block_size, len(cases), self.options.quick)
+            cases += cases_of(
+                each,
+                reference,
+                facts.block_size,
+                len(cases),
+                self.options.quick,
+                facts.transports,
+            )
             self.progress("references", done + 1, len(subjects))
         return cases
 

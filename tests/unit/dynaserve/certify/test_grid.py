@@ -69,6 +69,12 @@ def test_transport_caching_and_load_take_all_eight_combinations() -> None:
     assert len(seen) == 8
 
 
+def test_every_transport_of_the_pool_meets_every_caching_and_load() -> None:
+    joining = ("nccl", "shm", "tcp")
+    cases = (make_case(n, subject(), 1, transports=joining) for n in range(24))
+    assert len({(case.transport, case.caching, case.mode) for case in cases}) == 12
+
+
 def test_an_output_that_ends_early_is_also_cut_behind_its_end() -> None:
     stopping = subject(40, 20, "stop_token_ids")
     found = list(cases_of(stopping, PROBE, 32, 0, quick=False))
