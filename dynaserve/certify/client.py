@@ -46,7 +46,7 @@ class PoolFacts:
 def common_transports(instances: Sequence[InstanceRecord]) -> tuple[str, ...]:
     """The KV transports that join every ordered pair of ready instances, in one fixed order."""
     ready = [each for each in instances if each.state == "ready"]
-    joining = [set(usable_transports(a, b)) for a, b in permutations(ready, 2)]
+    joining = [set[str](usable_transports(a, b)) for a, b in permutations(ready, 2)]
     return tuple(sorted(set.intersection(*joining))) if joining else ()
 
 
