@@ -94,7 +94,7 @@ class Bus(Protocol):
     ) -> Delivery:
         """Send and await one answer; NoResponder at once when nobody listens, else BusTimeout."""
 
-    async def respond(self, delivery: Delivery, message: BaseModel) -> None:
+    async def respond(self, delivery: Delivery, message: BaseModel | bytes) -> None:
         """Answer a request; does nothing when no answer is wanted."""
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Subscription:

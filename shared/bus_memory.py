@@ -139,7 +139,7 @@ class MemoryBus(Bus):
         finally:
             await subscription.close()
 
-    async def respond(self, delivery: Delivery, message: BaseModel) -> None:
+    async def respond(self, delivery: Delivery, message: BaseModel | bytes) -> None:
         if delivery.reply is not None:
             await self.publish(delivery.reply, message)
 

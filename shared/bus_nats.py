@@ -203,7 +203,7 @@ class NatsBus(Bus):
             raise BusError(f"cannot ask on {subject}: {error!r}") from error
         return _delivery(answer)
 
-    async def respond(self, delivery: Delivery, message: BaseModel) -> None:
+    async def respond(self, delivery: Delivery, message: BaseModel | bytes) -> None:
         if delivery.reply is not None:
             await self.publish(delivery.reply, message)
 

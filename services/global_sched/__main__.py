@@ -1,6 +1,5 @@
 """``python -m services.global_sched [--nats URL] [--policy NAME]``."""
 
-import gc
 import sys
 from collections.abc import Sequence
 
@@ -12,8 +11,6 @@ from shared.service import run_service
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one scheduler until SIGTERM."""
     settings = read_settings(sys.argv[1:] if arguments is None else arguments)
-    gc.collect()
-    gc.freeze()  # what was imported lives to the end: scanning it would delay decisions
     run_service("global_sched", settings, lambda bus: SchedulerActor(bus, settings))
 
 

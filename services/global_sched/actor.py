@@ -170,9 +170,10 @@ class SchedulerActor(Actor):
             return
         took_s = time.perf_counter() - started_s
         record_decision(place, placement.plan, self.clock.unix_s(), took_s)
-        self.memory.remember(placement.plan)  # before the first await: asked again, not done again
+        # Before the first await: asked again, not done again.
+        answer = self.memory.remember(placement.plan)
         try:
-            await self._publish(placement, delivery)
+            await self._publish(placement, delivery, answer)
         except BusError:
             self.memory.forget(place.request.request_id)
             raise
@@ -236,13 +237,13 @@ class SchedulerActor(Actor):
             self.pool.on_placed(plan.beta_id, plan.request_id, beta, now_s)
         metrics.placed(plan, placement.request.num_prompt_tokens)
 
-    async def _publish(self, placement: Placement, delivery: Delivery) -> None:
+    async def _publish(self, placement: Placement, delivery: Delivery, answer: bytes) -> None:
         opening, plan = placement.opening, placement.plan
         if opening is not None and plan.coordinator_id is not None:
             await self.bus.publish(self.subjects.handoff(plan.coordinator_id), opening)
         for instance_id, segment in placement.segments:
             await self.bus.publish(self.subjects.segment(instance_id), segment)
-        await self.bus.respond(delivery, plan)
+        await self.bus.respond(delivery, answer)
 
     async def _tell_wait(self, place: Place, delivery: Delivery, verdict: Verdict) -> None:
         """Nothing was placed, and the client hears how long it would have waited."""

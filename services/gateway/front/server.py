@@ -25,6 +25,7 @@ from services.gateway.middleware import PoolMiddleware
 from services.gateway.settings import GatewaySettings
 from shared.bus import Bus
 from shared.registry import PoolRegistry
+from shared.service import freeze_heap
 
 LOAD_REPORT_S = 1.0
 POOLING_WAIT_S = 600.0
@@ -45,6 +46,7 @@ async def serve(settings: GatewaySettings, args: argparse.Namespace, bus: Bus) -
             llm = build_front_half(config, args, client, actor.problem)
             try:
                 app = await build_application(llm, args, actor)
+                freeze_heap()
                 await _serve_http(app, listener, args, actor, settings, client)
             finally:
                 llm.shutdown()

@@ -114,8 +114,8 @@ class DynaServe:
         return burden_s
 
     def _cuts(self, loads: list[Load], turn: Turn) -> Iterator[Candidate]:
-        # Where every instance decodes a cut hardly ever pays: one pair says so.
-        number = 1 if turn.all_hold else self.settings.shortlist
+        # Where every instance decodes a cut hardly ever pays: few pairs say so.
+        number = 2 if turn.all_hold else self.settings.shortlist
         prompt = turn.request.num_prompt_tokens
         alphas = nsmallest(number, loads, key=lambda load: load.prefill_ms(load.uncached))
         holders = [load for load in loads if load.view.instance_id in turn.holders]

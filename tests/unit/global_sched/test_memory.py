@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.global_sched.memory import AnswerMemory
+from shared.bus import encode
 from shared.schemas.place import PlaceRefused
 
 
@@ -24,7 +25,7 @@ def test_every_epoch_is_answered_once_and_never_after_a_later_one(
             memory.remember(answer(request_id, epoch))
             highest[request_id] = epoch
         elif epoch == highest[request_id]:
-            assert known == answer(request_id, epoch)
+            assert known == encode(answer(request_id, epoch))
         else:
             assert known == "stale"
 
@@ -34,6 +35,6 @@ def test_the_oldest_answers_are_forgotten_beyond_the_bound() -> None:
     for name in "abc":
         memory.remember(answer(name, 1))
     assert memory.recall("a", 1) == "new"
-    assert memory.recall("c", 1) == answer("c", 1)
+    assert memory.recall("c", 1) == encode(answer("c", 1))
     memory.forget("c")
     assert memory.recall("c", 1) == "new"
