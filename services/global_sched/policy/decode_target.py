@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.global_sched.policy.loads import Load
+from services.global_sched.policy.views import RequestView
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class TargetSettings:
     overflow: float = 0.5
     """Over the number of instances: the part of a holder's room that is not worth one more holder.
 
-    One more of two takes half of the pool from prompts, one more of eight an eighth."""
+    One more of two takes half of the pool from prompts, one more of eight an eighth. Decodes beyond
+    the room wait until others end, so it is no more than a TTFT objective is of their lifetime."""
     kv_fill: float = 0.8
     least_base_share: float = 0.2
     """Below this share of the TBT SLO a step's base cost is not worth gathering for: at loose SLOs
@@ -32,35 +34,28 @@ class TargetSettings:
 
 
 def decode_holders(
-    loads: Sequence[Load],
-    slo_tbt_ms: float,
-    context_tokens: float,
-    output_tokens: float,
-    settings: TargetSettings,
+    loads: Sequence[Load], request: RequestView, settings: TargetSettings
 ) -> frozenset[str]:
     """Ids of the instances that should decode: those that decode most already."""
-    wanted = _target(loads, slo_tbt_ms, context_tokens, output_tokens, settings)
+    wanted = _target(loads, request, settings)
     by_decodes = sorted(loads, key=lambda load: (-load.decode_ms, load.wait_ms))
     return frozenset(load.view.instance_id for load in by_decodes[:wanted])
 
 
-def _target(
-    loads: Sequence[Load],
-    slo_tbt_ms: float,
-    context_tokens: float,
-    output_tokens: float,
-    settings: TargetSettings,
-) -> int:
-    first = loads[0]
+def _target(loads: Sequence[Load], request: RequestView, settings: TargetSettings) -> int:
+    first, slo_tbt_ms = loads[0], 1e3 * request.slo_tbt_s
     base_ms = first.view.model.base_ms
     room_ms = settings.fill * slo_tbt_ms - base_ms
     if base_ms < settings.least_base_share * slo_tbt_ms or room_ms <= 0.0:
         return len(loads)
-    decode_ms = first.own_decode_ms + _coming_decode_ms(loads, output_tokens * slo_tbt_ms)
-    contexts = context_tokens + sum(load.view.decode_context_tokens for load in loads)
+    lifetime_ms = max(request.length.mean, 1.0) * slo_tbt_ms
+    decode_ms = first.own_decode_ms + _coming_decode_ms(loads, lifetime_ms)
+    contexts = request.num_prompt_tokens + request.length.mean
+    contexts += sum(load.view.decode_context_tokens for load in loads)
     kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
     needed = max(decode_ms / room_ms, contexts / kv_tokens)
-    return min(max(math.ceil(needed - settings.overflow / len(loads)), 1), len(loads))
+    overflow = min(settings.overflow, 1e3 * request.slo_ttft_s / lifetime_ms) / len(loads)
+    return min(max(math.ceil(needed - overflow), 1), len(loads))
 
 
 def _coming_decode_ms(loads: Sequence[Load], lifetime_ms: float) -> float:
@@ -72,6 +67,6 @@ def _coming_decode_ms(loads: Sequence[Load], lifetime_ms: float) -> float:
     """
     now_ms = sum(load.running_decode_ms for load in loads)
     queued_ms = sum(load.decode_ms - load.running_decode_ms for load in loads)
-    lifetimes = loads[0].horizon_ms / max(lifetime_ms, 1.0)
+    lifetimes = loads[0].horizon_ms / lifetime_ms
     stay = math.exp(-lifetimes)
     return max(now_ms, stay * now_ms + queued_ms * (1.0 - stay) / lifetimes)

@@ -81,10 +81,7 @@ class DynaServe:
         loads = survey(request, pool)
         if not loads:
             raise NoInstance
-        slo_ms = 1e3 * request.slo_tbt_s
-        context = request.num_prompt_tokens + request.length.mean
-        output = request.length.mean
-        holders = decode_holders(loads, slo_ms, context, output, self.settings.target)
+        holders = decode_holders(loads, request, self.settings.target)
         turn = Turn(request, pool, holders, len(holders) == len(loads))
         uncut = [self._uncut(load, turn) for load in loads]
         cuts = list(self._cuts(loads, turn)) if len(loads) > 1 else []
