@@ -151,6 +151,11 @@ class SimInstance:
     def has_work(self) -> bool:
         return bool(self.num_decodes or self._ordered or self._lost)
 
+    @property
+    def num_lost(self) -> int:
+        """Prompts whose deadline is lost."""
+        return len(self._lost)
+
     def expect(self, record: RequestRecord, prompt: int) -> None:
         """The request will decode here."""
         self.pending[record] = prompt

@@ -262,6 +262,7 @@ class Simulator:
             instance.context_sum,
             instance.outstanding_tokens - instance.lost_tokens,
             instance.inbound_tokens,
+            instance.lost_tokens,
             len(instance.pending),
             instance.pending_context,
             instance.kv_capacity - instance.kv_used,
@@ -282,7 +283,7 @@ class Simulator:
         if record.emitted and decision.cut is not None:
             decision = uncut(decision, "resumed")  # as the scheduler does
         self.outcome.decision_count += 1
-        if self.settings.refuse_lost and not self._is_admitted(record, view, decision):
+        if self.settings.refuse_lost and not self._is_admitted(record, view, decision, pool):
             self._refuse(record)
             return
         record.decision = decision
@@ -290,12 +291,15 @@ class Simulator:
         record.cut = decision.cut
         self._dispatch(record, view.num_prompt_tokens, decision)
 
-    def _is_admitted(self, record: RequestRecord, view: RequestView, decision: Decision) -> bool:
+    def _is_admitted(
+        self, record: RequestRecord, view: RequestView, decision: Decision, pool: PoolView
+    ) -> bool:
         if record.decision is not None:
             return True  # it was, before its instance was lost
-        queued = sum(len(instance.pending) for instance in self.instances)
+        queued = sum(len(instance.pending) + instance.num_lost for instance in self.instances)
         bound = self.admission.settings.max_queued * len(self.instances)
-        return self.admission.judge(view, decision, queued, bound).admitted
+        overloaded = pool.is_overloaded
+        return self.admission.judge(view, decision, queued, bound, overloaded).admitted
 
     def _refuse(self, record: RequestRecord) -> None:
         record.refused = True

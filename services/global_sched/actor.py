@@ -188,7 +188,7 @@ class SchedulerActor(Actor):
         request = self._view(place, ready)
         pool = self.pool.view(now_s, ready, self.learning.guard.unsplit_classes)
         decision = decide(place, request, self.policy, pool, records, bool(coordinators))
-        self._admit(place, request, decision, ready)
+        self._admit(place, request, decision, ready, pool.is_overloaded)
         decision_s = time.perf_counter() - started_s
         placement = carry_out(
             place,
@@ -216,13 +216,18 @@ class SchedulerActor(Actor):
         )
 
     def _admit(
-        self, place: Place, request: RequestView, decision: Decision, ready: list[InstanceRecord]
+        self,
+        place: Place,
+        request: RequestView,
+        decision: Decision,
+        ready: list[InstanceRecord],
+        is_overloaded: bool,
     ) -> None:
         """Raises NotAdmitted."""
         if not is_held_to_its_slo(place):
             return
         queued, bound = self.pool.num_queued(ready), self.settings.max_queued * len(ready)
-        verdict = self.admission.judge(request, decision, queued, bound)
+        verdict = self.admission.judge(request, decision, queued, bound, is_overloaded)
         if not verdict.admitted:
             raise NotAdmitted(verdict)
         if verdict.is_probe:

@@ -72,10 +72,17 @@ class Admission:
         return self._modes.get(traffic_class, self._default)
 
     def judge(
-        self, request: RequestView, decision: Decision, num_queued: int, max_queued: int = 0
+        self,
+        request: RequestView,
+        decision: Decision,
+        num_queued: int,
+        max_queued: int = 0,
+        is_overloaded: bool = False,
     ) -> Verdict:
         """``num_queued``: requests placed that have no first token yet; ``max_queued``: their
-        bound, 0 for that of the settings."""
+        bound, 0 for that of the settings. ``is_overloaded``: prompts miss their deadline on every
+        instance. Late prompts yield, so predictions then stay near the objective however long the
+        queue: they are taken at their word, without the benefit of the doubt."""
         predicted_s = decision.chosen.ttft_s
         if num_queued >= (max_queued or self.settings.max_queued):
             return self._refuse("overloaded", predicted_s, predicted_s)
@@ -85,7 +92,7 @@ class Admission:
         known = self.error.optimistic(predicted_s)
         if known is None:
             return Verdict(True, predicted_s)
-        ttft_s = known.ratio * predicted_s
+        ttft_s = (max(known.ratio, 1.0) if is_overloaded else known.ratio) * predicted_s
         excess_s = ttft_s - request.slo_ttft_s
         if excess_s <= 0.0 or self.mode_of(request.traffic_class) == "queue":
             return Verdict(True, ttft_s)

@@ -203,6 +203,7 @@ class PoolTracker:
             + load.outstanding_prefill_tokens
             - load.late_prefill_tokens,
             inbound_prefill_tokens=inbound + load.inbound_prefill_tokens,
+            late_prefill_tokens=load.late_prefill_tokens,
             pending_decodes=decodes + load.num_pending_decodes,
             pending_decode_context_tokens=context + load.pending_decode_context_tokens,
             kv_free_tokens=load.free_blocks * block_size - context,

@@ -59,6 +59,8 @@ class InstanceView:
     yield)."""
     inbound_prefill_tokens: int = 0
     """Parts of prompts cut elsewhere, to compute here once their KV has come."""
+    late_prefill_tokens: int = 0
+    """Prompt tokens of requests whose deadline is lost."""
     pending_decodes: int = 0
     """Requests that will decode here but are still being prefilled, here or elsewhere."""
     pending_decode_context_tokens: int = 0
@@ -98,6 +100,11 @@ class PoolView:
     handoff_latency_s: float = 1e-3
     unsplit_classes: frozenset[str] = frozenset()
     """Traffic classes for which the guard has turned splitting off."""
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Every instance has prompts that miss their deadline."""
+        return all(view.late_prefill_tokens > 0 for view in self.instances)
 
 
 class Prediction(NamedTuple):

@@ -118,3 +118,10 @@ def test_after_the_policy_changed_its_predictions_are_learned_anew() -> None:
     admission = learned(1.0, 4.0)
     admission.error.reset()
     assert admission.judge(asked(), placed(4.0), 0).admitted
+
+
+def test_in_overload_a_prediction_is_taken_at_its_word() -> None:
+    admission = learned(0.5, 1.2)
+    assert admission.judge(asked(), placed(1.2), 0).admitted
+    verdicts = [admission.judge(asked(), placed(1.2), 0, is_overloaded=True) for _ in range(3)]
+    assert [verdict.code for verdict in verdicts] == ["slo"] * 3
