@@ -29,6 +29,8 @@ class FakeServer:
     stall_s: float = 0.2
     bodies: list[dict[str, JsonValue]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    times_s: dict[int, list[float]] = field(default_factory=dict)
+    """By request number: when it came, and when each of its chunks went."""
     on_request: Callable[[], None] = lambda: None
     url: str = ""
 
@@ -56,7 +58,8 @@ class FakeServer:
         return web.json_response({"version": "9.9"})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        number = len(self.bodies)
+        number = len(self.times_s)
+        self.times_s[number] = [asyncio.get_running_loop().time()]
         body = await request.json()
         self.bodies.append(body)
         self.on_request()
@@ -79,6 +82,7 @@ class FakeServer:
             await asyncio.sleep(at_s - loop.time())
             tokens = min(left, self.tokens_per_chunk)
             left, made = left - tokens, made + tokens
+            self.times_s[number].append(loop.time())
             await answer.write(self._chunk(len(prompt), made))
             if number in self.break_off:
                 assert request.transport is not None

@@ -1,7 +1,9 @@
 """``dynaserve bench`` over a real socket, against delays that are known beforehand."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 from rich.console import Console
@@ -52,12 +54,20 @@ async def test_measures_the_times_the_server_really_took(trace: str) -> None:
     found = result.results[0].at.figures
     assert found["completed"] == found["requests"] == 20
     assert found["inexact"] == 0
+    # Against what the server did, which on a busy host is later than it was told.
+    times = list(server.times_s.values())[-20:]
+    ttft_ms = median(1e3 * (first - came) for came, first, *_ in times)
+    gap_ms = median(
+        1e3 * (after - before) for each in times for before, after in pairwise(each[1:])
+    )
+    e2el_ms = median(1e3 * (each[-1] - each[0]) for each in times)
+    assert ttft_ms >= 50.0 - EARLY_MS and gap_ms >= 20.0 - EARLY_MS
     for value, true_ms in (
-        (found["times"]["median_ttft_ms"], 50.0),
-        (found["times"]["median_tpot_ms"], 20.0),
-        (found["times"]["median_itl_ms"], 20.0),
-        (found["tbt_p50_ms"], 20.0),
-        (found["times"]["median_e2el_ms"], 130.0),
+        (found["times"]["median_ttft_ms"], ttft_ms),
+        (found["times"]["median_tpot_ms"], gap_ms),
+        (found["times"]["median_itl_ms"], gap_ms),
+        (found["tbt_p50_ms"], gap_ms),
+        (found["times"]["median_e2el_ms"], e2el_ms),
     ):
         assert true_ms - EARLY_MS <= value <= true_ms + LATE_MS
     assert found["output_tokens"] == 100

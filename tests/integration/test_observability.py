@@ -37,7 +37,7 @@ MAX_SERIES = 200
 UNITS = frozenset(
     "seconds bytes tokens requests ratio handoffs segments blocks messages placements errors "
     "consumers reconnects fallbacks events items instances recoveries deltas leases steps "
-    "mode probes".split()
+    "mode probes chunks".split()
 )
 LABELS = frozenset(
     "le actor code ended group how instance_id kind mode model objective outcome phase policy "
