@@ -34,6 +34,9 @@ _fallbacks = counter(
 MAX_EARLY_MESSAGES = 4096
 """HandoffStart, HandoffAbort and Continuation that may wait for their request; oldest go first."""
 
+ENDED_EARLY = "the request ended before the cut"
+"""Why alpha withdraws then."""
+
 LOST_GRACE_S = 0.5
 """After its handoff failed, a beta waits this long for tokens, or for word that there are none:
 what comes over the link (alpha withdrew) may overtake what comes over the bus (a cancel, the end).
@@ -322,7 +325,7 @@ class SchedulerSide:
         if not reached_cut:
             aborted = request.status == RequestStatus.FINISHED_ABORTED
             self._signal(alpha, "cancelled" if aborted else "ended")
-            self._orders.withdrawn[alpha.handoff_id] = "the request ended before the cut"
+            self._orders.withdrawn[alpha.handoff_id] = ENDED_EARLY
             alpha.failed = True
             self._release(alpha)
             return False
@@ -387,7 +390,8 @@ class SchedulerSide:
             beta.failed = True
             grace_end_s = self._unix_s() + LOST_GRACE_S
             beta.patience_end_s = min(beta.patience_end_s, grace_end_s)
-            if not beta.tokens_known:
+            # That alpha ended is no failure: the word of it, over the bus, is merely the slower.
+            if not beta.tokens_known and not reason.endswith(ENDED_EARLY):
                 self._signal(beta, "failed", detail=reason)
 
     def _on_beta_finished(self, beta: Beta) -> None:

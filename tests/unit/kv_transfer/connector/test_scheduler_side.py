@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
 from services.kv_transfer.connector.continuity import prior_tokens
-from services.kv_transfer.connector.scheduler_side import SchedulerSide
+from services.kv_transfer.connector.scheduler_side import ENDED_EARLY, SchedulerSide
 from services.kv_transfer.connector.step import StepTransfers, Tally, WorkerNews
 from shared.schemas.handoff import HandoffAbort, HandoffStart
 from shared.schemas.message import pack_tokens
@@ -300,6 +301,17 @@ def test_a_handoff_that_failed_leaves_time_for_word_over_the_bus() -> None:
     assert side.expire(10.4) == []
     (lost,) = side.expire(10.6)
     assert lost.engine_request_id == request.request_id
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("sender: the link is gone", ["failed"]), (f"sender: {ENDED_EARLY}", [])],
+)
+def test_that_alpha_ended_early_is_no_failure_of_the_handoff(reason: str, told: list[str]) -> None:
+    side = SchedulerSide(BLOCK, 1, unix_s=lambda: 10.0)
+    side.on_new_request(handoff_request("beta", cut=42, num_output=3))
+    side.abort(HandoffAbort(handoff_id="h", epoch=1, reason=reason))
+    assert [phase for phase in phases(side) if phase == "failed"] == told
 
 
 def test_tokens_within_that_time_are_enough_to_go_on() -> None:
