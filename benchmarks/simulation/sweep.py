@@ -152,9 +152,14 @@ arrivals do, so those cells compare policies but overstate a sustained rate. `di
 engine's own batching, `disagg slo` the SLO batcher.
 
 At 100 and 50 ms the step's base cost is less than a fifth of the SLO, so `dynaserve` lets every
-instance decode and equals the colocated pool with the SLO batcher. On the hybrid, kinds of traffic
-change faster than long reasoning outputs end: decodes that were spread while reasoning arrived
-cannot be gathered again, and this is where the gain at 25 ms is smaller than on single kinds."""
+instance decode and equals the colocated pool with the SLO batcher, in capacity and in TTFT. There
+gathering would win a few per cent of capacity at 50 ms on some loads, lose as much on code with two
+instances, and always cost TTFT below capacity (a prompt that ends on a holder waits for its step).
+
+At 25 ms it gathers. The hybrid gains less than its parts: decodes that were spread while reasoning
+arrived stay where they started for half a minute, and each instance they sit on pays the base cost
+of short steps meanwhile. If decodes moved at no cost (`benchmarks/simulation/fluid.py`) the hybrid
+would reach 15.5 requests/s on two instances and 63.3 on eight."""
 
 
 def row(one: dict[str, Any]) -> str:
