@@ -162,8 +162,10 @@ instances, and always cost TTFT below capacity (a prompt that ends on a holder w
 
 At 25 ms it gathers. The hybrid gains less than its parts: decodes that were spread while reasoning
 arrived stay where they started for half a minute, and each instance they sit on pays the base cost
-of short steps meanwhile. Without reasoning it gains as much as they do. If decodes moved at no cost (`benchmarks/simulation/fluid.py`) the hybrid
-would reach 15.5 requests/s on two instances and 63.3 on eight."""
+of short steps meanwhile. Without reasoning it gains as much as they do. If decodes moved at no cost
+(`benchmarks/simulation/fluid.py`) the hybrid would reach 15.5 requests/s on two instances and 63.3
+on eight. On eight instances P99 TTFT grows where the kind of traffic changes: an instance that now
+begins to hold decodes first ends the long step it is in."""
 
 
 def row(one: dict[str, Any]) -> str:
