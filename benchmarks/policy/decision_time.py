@@ -5,15 +5,10 @@ python benchmarks/policy/decision_time.py [FILE.json]
 
 from __future__ import annotations
 
-import json
 import random
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
-
+from benchmarks.policy.timing import show, timed
 from services.global_sched.policy import POLICIES
 from services.global_sched.policy.views import (
     InstanceView,
@@ -52,23 +47,6 @@ def request(number: int) -> RequestView:
     return RequestView(f"r{number}", 0.0, DRAW.randint(10, 8000), 4096, length, 1.5, 0.025)
 
 
-def timed(call: Callable[[int], object], number: int) -> dict[str, float]:
-    for index in range(50):
-        call(index)
-    wall, cpu = np.empty(number), np.empty(number)
-    for index in range(number):
-        start, start_cpu = time.perf_counter(), time.thread_time()
-        call(index)
-        wall[index], cpu[index] = time.perf_counter() - start, time.thread_time() - start_cpu
-    p50, p99 = np.percentile(1e6 * wall, [50, 99])
-    return {
-        "p50_us": round(float(p50), 1),
-        "p99_us": round(float(p99), 1),
-        "p99_cpu_us": round(float(np.percentile(1e6 * cpu, 99)), 1),
-        "per_s_one_core": round(number / float(cpu.sum())),
-    }
-
-
 def decisions() -> dict[str, dict[str, float]]:
     found = {}
     for name, make in POLICIES.items():
@@ -79,6 +57,8 @@ def decisions() -> dict[str, dict[str, float]]:
             def place(i: int, policy=policy, views=views, asked=asked) -> object:  # type: ignore[no-untyped-def]
                 return policy.place(asked[i % 500], views[i % 20])
 
+            for number in range(50):
+                place(number)
             found[f"{name}, {instances} instances"] = timed(place, 2000)
     return found
 
@@ -98,6 +78,8 @@ def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
         batcher.observe(plan, shape, MODEL.step_ms(shape))
         return plan
 
+    for number in range(50):
+        step(number)
     return timed(step, 3000)
 
 
@@ -107,10 +89,7 @@ def main() -> None:
         "decision": decisions(),
         "batcher step, 256 running, 64 waiting": batcher_step(),
     }
-    text = json.dumps(body, indent=1)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text + "\n")
+    show(body)
 
 
 if __name__ == "__main__":

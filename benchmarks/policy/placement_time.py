@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from random import Random
 
-import numpy as np
-
+from benchmarks.policy.timing import show, timed
 from services.global_sched.actor import SchedulerActor
 from services.global_sched.settings import SchedulerSettings
 from shared.bus_memory import MemoryBus
@@ -81,22 +76,6 @@ def report(actor: SchedulerActor, n: int, sequence: int) -> None:
     actor.pool.on_load(told, actor.clock.monotonic_s())
 
 
-def figures(call: Callable[[int], object], number: int, between: Callable[[int], None]) -> object:
-    wall, cpu = np.empty(number), np.empty(number)
-    for index in range(number):
-        between(index)
-        start, start_cpu = time.perf_counter(), time.thread_time()
-        call(index)
-        wall[index], cpu[index] = time.perf_counter() - start, time.thread_time() - start_cpu
-    p50, p99 = np.percentile(1e6 * wall, [50, 99])
-    return {
-        "p50_us": round(float(p50), 1),
-        "p99_us": round(float(p99), 1),
-        "p99_cpu_us": round(float(np.percentile(1e6 * cpu, 99)), 1),
-        "per_s_one_core": round(number / float(cpu.sum())),
-    }
-
-
 async def measure(policy: str) -> dict[str, object]:
     actor = scheduler(policy)
     prompts = [tokens(number) for number in range(PREFIXES)]
@@ -119,8 +98,8 @@ async def measure(policy: str) -> dict[str, object]:
     gc.collect()
     gc.freeze()  # as the service does
     return {
-        "placement": figures(place, PLACEMENTS, between),
-        "prefix look-up of it": figures(look_up, PLACEMENTS, lambda _: None),
+        "placement": timed(place, PLACEMENTS, between),
+        "prefix look-up of it": timed(look_up, PLACEMENTS),
     }
 
 
@@ -133,10 +112,7 @@ def main() -> None:
         "reports_between_two_placements": REPORTS_BETWEEN,
         "policies": {name: asyncio.run(measure(name)) for name in ("dynaserve", "colocated")},
     }
-    text = json.dumps(body, indent=1)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text + "\n")
+    show(body)
 
 
 if __name__ == "__main__":
