@@ -33,7 +33,7 @@ def _instance(index: int) -> InstanceView:
     return InstanceView(
         f"i{index}",
         MODEL,
-        ("prefill", "decode")[index % 2],  # type: ignore[arg-type]
+        ("prefill", "decode")[index % 2],
         decodes,
         1500 * decodes,
         DRAW.randint(0, 20_000),
