@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu_suite``: start a pool once, run every experiment on it, write JSON.
 
-    python -m benchmarks.gpu_suite --out DIR --steps profile handoffs goodput --tbt-ms 100
-    python -m benchmarks.gpu_suite --out DIR --steps certify overhead
+    python -m benchmarks.gpu_suite --out DIR                  # everything: about 35 minutes
+    python -m benchmarks.gpu_suite --out DIR --steps certify handoffs overhead
+    python -m benchmarks.gpu_suite --out DIR --steps goodput --cells code --tbt-ms 50
     python -m benchmarks.gpu_suite --out DIR --cpu            # the demo model, everything small
 
 A step that fails is reported in the summary and does not stop the others. ``--deadline-s`` skips
@@ -10,16 +11,19 @@ what would not be done in time.
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.gpu_suite.cells import CELLS, SYSTEMS, Cell
-from benchmarks.gpu_suite.handoffs import PairClient, measure
-from dynaserve.bench.provenance import provenance
+from benchmarks.gpu_suite import apart, goodput, handoffs, noise
+from benchmarks.gpu_suite.apart import command
+from benchmarks.gpu_suite.cells import CELLS, FIXED_SYSTEMS, SLO_SYSTEMS, Cell
+from benchmarks.gpu_suite.pair_client import PairClient
+from dynaserve.bench.provenance import command_line, provenance
 from dynaserve.local_pool import LocalPool
 from dynaserve.local_pool.settings import read_settings
 from shared.bus_nats import NatsBus
@@ -29,13 +33,12 @@ from shared.subjects import Subjects
 SHAPE = "benchmarks/models/qwen2.5-14b-shape"
 GPU_FLAGS = (
     "--load-format=dummy --skip-tokenizer-init --max-model-len=32768 --max-num-seqs=256 "
-    "--max-num-batched-tokens=8192 --gpu-memory-utilization=0.9 --served-model-name=suite"
+    "--max-num-batched-tokens=8192 --gpu-memory-utilization=0.85 "
+    "--kv-cache-memory-bytes=85899345920 --served-model-name=suite"
 )
 SMALL_FLAGS = "--instances=2 --max-num-batched-tokens=512"
-CERTIFY_FLAGS = (
-    "--dtype=float32 --max-model-len=2048 --block-size=16 --served-model-name=demo "
-    "--max-num-batched-tokens=64 --gpu-memory-utilization=0.3 --enforce-eager"
-)
+POOL_STEPS = ("profile", "handoffs", "noise", "goodput")
+STEPS = (*apart.CERTIFY, *POOL_STEPS, "overhead")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -43,16 +46,21 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the JSON files")
     add("--cpu", action="store_true", help="demo model, short lengths, low rates")
-    add("--steps", nargs="+", default=["profile", "handoffs", "goodput"])
+    add("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     add("--model", default=SHAPE)
     add("--flags", default=GPU_FLAGS, help="of the pool and its engines")
-    add("--tbt-ms", type=int, default=100)
+    add("--tbt-ms", type=int, nargs="+", default=[100, 50], help="objectives that are judged")
     add("--seconds", type=float, default=12.0, help="measured time of each system and cell")
     add("--cells", nargs="+", default=[cell.name for cell in CELLS])
-    add("--systems", default=",".join(SYSTEMS))
+    add("--fixed-systems", nargs="*", default=list(FIXED_SYSTEMS))
+    add("--slo-systems", nargs="*", default=list(SLO_SYSTEMS))
+    add("--repeats", type=int, default=1, help="of each cell, for the noise between runs")
+    add("--seed", type=int, default=0, help="of arrivals")
     add("--traces", type=Path, default=Path("benchmarks/traces"))
     add("--rate-factor", type=float, default=1.0)
     add("--gateways", type=int, default=4)
+    add("--overhead-rounds", type=int, default=3)
+    add("--port", type=int, default=8321)
     add("--deadline-s", type=float, default=540.0)
     return parser.parse_args()
 
@@ -64,7 +72,7 @@ class Suite:
         self.given = given
         self.out: Path = given.out
         self.started_s = time.monotonic()
-        self.summary: dict[str, object] = {"command": " ".join(sys.argv), "steps": {}}
+        self.summary: dict[str, object] = {"steps": {}}
 
     @property
     def left_s(self) -> float:
@@ -89,63 +97,70 @@ class Suite:
         self.write()
 
     def write(self) -> None:
-        name = f"suite_tbt{self.given.tbt_ms}_{'_'.join(self.given.steps)}.json"
-        (self.out / name).write_text(json.dumps(self.summary, indent=1, default=str) + "\n")
+        (self.out / "suite.json").write_text(json.dumps(self.summary, indent=1, default=str) + "\n")
 
 
-async def command(*arguments: str, timeout_s: float, log: Path) -> int:
-    """One command of ours, its output in a file. Raises TimeoutError or RuntimeError."""
-    with log.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *arguments, stdout=sink, stderr=sink
-        )
-        try:
-            async with asyncio.timeout(timeout_s):
-                status = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    if status != 0:
-        tail = log.read_text(errors="replace").splitlines()[-6:]
-        raise RuntimeError(f"{arguments[0]} ended with status {status}: {tail}")
-    return status
-
-
-async def on_pool(suite: Suite) -> None:
-    """All steps that share the big pool."""
-    given = suite.given
-    pool = LocalPool(read_settings(pool_arguments(given)))
+@contextlib.asynccontextmanager
+async def started(suite: Suite) -> AsyncIterator[tuple[LocalPool, PairClient]]:
+    """The big pool, its registry complete, and a client that speaks to its instances."""
     began_s = time.monotonic()
-    async with pool:
+    async with LocalPool(read_settings(pool_arguments(suite.given))) as pool:
         suite.summary["pool_ready_s"] = time.monotonic() - began_s
         print(f"[{time.monotonic() - suite.started_s:6.1f} s] pool ready", flush=True)
         bus = await NatsBus.connect(pool.nats_url, "suite")
         registry = PoolRegistry(bus, Subjects(pool.settings.pool))
         watching = asyncio.create_task(registry.run())
-        await registry.wait_until(lambda r: len(r.instances) >= 2)
-        suite.summary["provenance"] = provenance([r.device for r in registry.instances.values()])
+        try:
+            async with asyncio.timeout(60):
+                await registry.wait_until(lambda r: len(r.instances) >= 2)
+            client = PairClient(bus, Subjects(pool.settings.pool), registry)
+            await client.start()
+            yield pool, client
+        finally:
+            watching.cancel()
+            await bus.close()
+
+
+async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
+    """All steps that share the big pool; they begin when what runs ``beside`` its start is done."""
+    given = suite.given
+    async with started(suite) as (pool, client):
+        await asyncio.gather(*beside)
+        records = client.records
+        suite.summary["provenance"] = provenance(
+            ["python", "-m", "benchmarks.gpu_suite", *command_line()[1:]],
+            devices=dict(Counter(record.device for record in records.values())),
+        )
+        alpha, beta = sorted(records)[:2]
         if "profile" in given.steps:
             await suite.step("profile", 40, lambda: run_profile(suite, pool))
+        if "noise" in given.steps:
+            await suite.step("noise", 30, lambda: run_noise(suite, client, alpha, beta))
         if "handoffs" in given.steps:
-            await suite.step("handoffs", 40, lambda: run_handoffs(suite, bus, registry, pool))
+            await suite.step("handoffs", 90, lambda: run_handoffs(suite, client))
         if "goodput" in given.steps:
             for cell in CELLS:
                 if cell.name in given.cells:
-                    need_s = (given.seconds + 8) * len(given.systems.split(","))
-                    work = functools.partial(run_cell, suite, pool, cell)
-                    await suite.step(f"goodput_{cell.name}", need_s, work)
-        watching.cancel()
-        await bus.close()
+                    await suite.step(
+                        f"goodput_{cell.name}",
+                        cell_seconds(given),
+                        functools.partial(run_cell, suite, pool, cell),
+                    )
 
 
 def pool_arguments(given: argparse.Namespace) -> list[str]:
-    common = ["--port=8321", "--pool=suite", f"--gateways={given.gateways}", "--schedulers=2"]
-    common.append(f"--log-folder={given.out / 'logs'}")
-    common += [f"--slo-tbt-ms={given.tbt_ms}", "--admission=queue"]  # as vLLM: refuses nothing
+    common = [f"--port={given.port}", "--pool=suite", f"--gateways={given.gateways}"]
+    common += ["--schedulers=2", f"--log-folder={given.out / 'logs'}"]
+    common += [f"--slo-tbt-ms={min(given.tbt_ms)}", "--admission=queue"]  # as vLLM: refuses nothing
     if given.cpu:
         return [*common, *SMALL_FLAGS.split()]
     return [given.model, *common, *given.flags.split()]
+
+
+def cell_seconds(given: argparse.Namespace) -> float:
+    """About how long a cell takes: each run is warmed up and drained."""
+    runs = len(given.fixed_systems) + len(given.tbt_ms) * len(given.slo_systems)
+    return float(runs * given.repeats * (given.seconds + 8))
 
 
 async def run_profile(suite: Suite, pool: LocalPool) -> object:
@@ -158,83 +173,61 @@ async def run_profile(suite: Suite, pool: LocalPool) -> object:
     return json.loads(target.read_text())["error"]
 
 
-async def run_handoffs(
-    suite: Suite, bus: NatsBus, registry: PoolRegistry, pool: LocalPool
-) -> object:
-    client = PairClient(bus, Subjects(pool.settings.pool), registry)
-    await client.start()
-    lengths = [64, 256] if suite.given.cpu else [1024, 8192, 31000]
-    figures = await measure(client, registry.instances, lengths, 5 if suite.given.cpu else 12)
-    (suite.out / "handoffs.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+async def run_noise(suite: Suite, client: PairClient, alpha: str, beta: str) -> object:
+    prompts, length, output = (16, 100, 20) if suite.given.cpu else (96, 700, 48)
+    figures = await noise.measure(client, alpha, beta, prompts, length, output)
+    return keep(suite, "noise", figures)
+
+
+async def run_handoffs(suite: Suite, client: PairClient) -> object:
+    plan = handoffs.CPU_PLAN if suite.given.cpu else handoffs.GPU_PLAN
+    return keep(suite, "handoffs", await handoffs.measure(client, client.records, plan))
 
 
 async def run_cell(suite: Suite, pool: LocalPool, cell: Cell) -> object:
-    """All systems in turn under the same arrivals; returns attainment and goodput by system."""
-    given = suite.given
-    target = suite.out / f"goodput_{cell.name}_tbt{given.tbt_ms}.json"
-    rate = cell.rate_rps[given.tbt_ms] * given.rate_factor
-    extra = ["--length-scale", "0.05"] if given.cpu else []
-    if len(cell.traces) > 1:
-        extra += ["--window-s", str(max(1.0, given.seconds / 6))]
-    traces = [f"--trace={given.traces / name}.csv.gz" for name in cell.traces]
-    urls = [f"--url=http://127.0.0.1:{8321 + n}" for n in range(given.gateways)]
-    await command(
-        "dynaserve", "bench", *traces, *urls, "--nats", pool.nats_url, "--pool", "suite",
-        "--compare", given.systems, "--arrivals", "poisson",
-        "--request-rate", str(rate), "--duration-s", str(given.seconds),
-        "--warmup-s", "3", "--settle-s", "0.5",
-        "--timeout-s", "40", "--client-processes", "1" if given.cpu else "4",
-        "--slo-ttft-ms", "1000", "--slo-ttft-ms-per-token", "0.2",
-        "--slo-tbt-ms", str(given.tbt_ms), "--json", str(target), *extra,
-        timeout_s=suite.left_s, log=suite.out / f"goodput_{cell.name}.log",
-    )  # fmt: skip
-    return (suite.out / f"goodput_{cell.name}.log").read_text(errors="replace")[-2500:]
+    target = suite.out / f"goodput_{cell.name}.json"
+    return await goodput.run_cell(suite.given, cell, pool.nats_url, source(suite), target)
 
 
-async def run_certify(suite: Suite) -> object:
-    """Exactness on this host, in float32 on a small model, through a pool of its own."""
-    flags = "" if suite.given.cpu else CERTIFY_FLAGS
-    settings = read_settings(
-        ["--port=8421", "--pool=certify", "--policy=round_robin", "--instances=2", *flags.split()]
+def keep(suite: Suite, name: str, figures: dict[str, object]) -> dict[str, object]:
+    (suite.out / f"{name}.json").write_text(
+        json.dumps({**source(suite), **figures}, indent=1) + "\n"
     )
-    target = suite.out / "certify.json"
-    async with LocalPool(settings) as pool:
-        await command(
-            "dynaserve", "certify", "--url", pool.url, "--json", str(target),
-            timeout_s=min(300.0, suite.left_s), log=suite.out / "certify.log",
-        )  # fmt: skip
-    body = json.loads(target.read_text())
-    return {"cases": body["cases"], "mismatches": body["mismatches"]}
+    return figures
 
 
-async def run_overhead(suite: Suite) -> object:
-    """One instance behind gateway, scheduler and bus against plain `vllm serve`."""
-    target = suite.out / "overhead.json"
-    arguments = ["--json", str(target), "--rounds", "1", "--logs", str(suite.out)]
-    if not suite.given.cpu:
-        flags = suite.given.flags.replace("--served-model-name=suite", "")
-        arguments += [
-            "--model", suite.given.model, "--engine-args", flags, "--plain-args", "",
-            "--pool-args", "--batcher static:8192 --instances 1", "--env", "NCCL_NVLS_ENABLE=0",
-            "--prompt-tokens", "1024", "--output-tokens", "128", "--ready-s", "240",
-        ]  # fmt: skip
-    await command(
-        "benchmarks.overhead", *arguments, timeout_s=suite.left_s, log=suite.out / "overhead.log"
-    )
-    return (suite.out / "overhead.log").read_text(errors="replace")[-1500:]
+def source(suite: Suite) -> dict[str, object]:
+    found = suite.summary["provenance"]
+    assert isinstance(found, dict)
+    return found
 
 
 async def main() -> None:
     given = read_arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     suite = Suite(given)
-    if {"profile", "handoffs", "goodput"} & set(given.steps):
-        await suite.step("pool", 60, lambda: on_pool(suite))
-    if "certify" in given.steps:
-        await suite.step("certify", 60, lambda: run_certify(suite))
+    # Small engines certify while the big ones start: nothing is timed then.
+    beside = [
+        asyncio.create_task(
+            suite.step(
+                step,
+                60,
+                functools.partial(apart.certify, step, given.out, given.cpu, suite.left_s),
+            )
+        )
+        for step in apart.CERTIFY
+        if step in given.steps and not (given.cpu and step == "certify-bf16")
+    ]
+    if set(POOL_STEPS) & set(given.steps):
+        await suite.step("pool", 60, lambda: on_pool(suite, beside))
+    await asyncio.gather(*beside)
     if "overhead" in given.steps:
-        await suite.step("overhead", 60, lambda: run_overhead(suite))
+        rounds = given.overhead_rounds
+        await suite.step(
+            "overhead",
+            60,
+            lambda: apart.overhead(given.model, given.out, given.cpu, rounds, suite.left_s),
+        )
     suite.write()
 
 

@@ -75,20 +75,36 @@ async def alternate(
     async with contextlib.AsyncExitStack() as both:
         urls: dict[str, str] = {}
         if given.together:
-            for spec in specs:
-                urls[spec.name] = await both.enter_async_context(start(spec, args, given))
-                await measure(urls[spec.name], shape, seed=10_000)
+            urls = await start_all(specs, args, given, both)
+            for url in urls.values():
+                await measure(url, shape, seed=10_000)
         for number in range(given.rounds):
             for spec in specs if number % 2 == 0 else reversed(specs):
                 async with contextlib.AsyncExitStack() as alone:
-                    url = urls.get(spec.name)
-                    if url is None:
+                    if given.together:
+                        url = urls[spec.name]
+                    else:
                         url = await alone.enter_async_context(start(spec, args, given))
                     with pinned(given.client_core):
                         levels = await measure(url, shape, seed=number)
                 found[spec.name].append(levels)
                 tell(number, spec.name, levels)
             yield found
+
+
+async def start_all(
+    specs: tuple[ServerSpec, ServerSpec],
+    args: ServerArgs,
+    given: argparse.Namespace,
+    until: contextlib.AsyncExitStack,
+) -> dict[str, str]:
+    """URL of each server by name; they start at the same time and are gone with ``until``."""
+    async with asyncio.TaskGroup() as starting:
+        tasks = {
+            spec.name: starting.create_task(until.enter_async_context(start(spec, args, given)))
+            for spec in specs
+        }
+    return {name: task.result() for name, task in tasks.items()}
 
 
 @contextlib.contextmanager

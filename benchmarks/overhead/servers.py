@@ -24,7 +24,7 @@ PLAIN = (
     "{python} -m vllm.entrypoints.launchers.api_server.entry --model {model} --port {port} "
     "{engine_args} {plain_args}"
 )
-POOL = "{dynaserve} up {model} --instances 1 --port {port} {pool_args} {engine_args}"
+POOL = "{python} -m dynaserve up {model} --instances 1 --port {port} {pool_args} {engine_args}"
 KINDS = {"plain": PLAIN, "pool": POOL}
 
 
@@ -50,7 +50,6 @@ class ServerArgs:
         return shlex.split(
             command.format(
                 python=sys.executable,
-                dynaserve=Path(sys.executable).with_name("dynaserve"),
                 model=self.model,
                 port=port,
                 engine_args=self.engine_args,
