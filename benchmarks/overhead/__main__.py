@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.overhead.compare import ratios, sentences
@@ -77,7 +77,7 @@ async def alternate(
         if given.together:
             urls = await start_all(specs, args, given, both)
             for url in urls.values():
-                await measure(url, shape, seed=10_000)
+                await measure(url, replace(shape, requests=shape.concurrencies), seed=10_000)
         for number in range(given.rounds):
             for spec in specs if number % 2 == 0 else reversed(specs):
                 async with contextlib.AsyncExitStack() as alone:
