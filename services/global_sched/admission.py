@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from services.global_sched.policy.views import Decision, RequestView
+from services.global_sched.policy.views import Decision, RequestView, ttft_of
 from services.global_sched.ttft_error import TtftError
 from shared.schemas.place import AdmissionMode
 
@@ -87,8 +87,7 @@ class Admission:
         if num_queued >= (max_queued or self.settings.max_queued):
             return self._refuse("overloaded", predicted_s, predicted_s)
         if predicted_s > request.slo_ttft_s:  # else the common case is over
-            least_s = (candidate.prediction.ttft_s for candidate in decision.candidates)
-            predicted_s = min(predicted_s, min(least_s, default=predicted_s))
+            predicted_s = min([predicted_s, *map(ttft_of, decision.weighed)])
         known = self.error.optimistic(predicted_s)
         if known is None:
             return Verdict(True, predicted_s)

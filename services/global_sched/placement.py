@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from heapq import nsmallest
 
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.policy.views import (
@@ -19,6 +18,9 @@ from services.global_sched.policy.views import (
     Prediction,
     RequestView,
     SplitPolicy,
+    Weighed,
+    cost_of,
+    prediction_of,
 )
 from shared.errors import HandoffError, InvalidRequest, NoInstance
 from shared.pairing import choose_transport, differences
@@ -266,7 +268,7 @@ def carry_out(
             "disaggregated": _told(decision.disaggregated),
             "chosen": _told(_predicted(decision)),
             "unforced": decision.unforced and _as_dict(decision.unforced),
-            "candidates": _cheapest(decision.candidates, max_candidates),
+            "candidates": _cheapest(decision.weighed, max_candidates),
             "decision_s": decision_s,
         }
     )
@@ -350,12 +352,12 @@ def _predicted(decision: Decision) -> Prediction | None:
     if decision.unforced is None:
         return decision.chosen
     done = (decision.alpha_id, decision.beta_id, decision.cut)
-    return next((c.prediction for c in decision.candidates if c[:3] == done), None)
+    return next((prediction_of(each) for each in decision.weighed if each[:3] == done), None)
 
 
-def _cheapest(candidates: Iterable[Candidate], count: int) -> list[dict[str, object]]:
-    chosen = nsmallest(count, candidates, key=lambda candidate: candidate.prediction.cost)
-    return [_as_dict(candidate) for candidate in chosen]
+def _cheapest(weighed: Iterable[Weighed], count: int) -> list[dict[str, object]]:
+    chosen = sorted(weighed, key=cost_of)[:count]
+    return [_as_dict(Candidate(*each[:3], prediction_of(each))) for each in chosen]
 
 
 def _as_dict(candidate: Candidate) -> dict[str, object]:

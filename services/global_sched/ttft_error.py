@@ -23,11 +23,14 @@ class Correction(NamedTuple):
 
 
 class _Bin:
-    __slots__ = ("low", "ratios")
+    """``low``: the low quantile of the ratios; worked out when somebody asks after a new one."""
+
+    __slots__ = ("is_new", "low", "ratios")
 
     def __init__(self, window: int) -> None:
         self.ratios: deque[float] = deque(maxlen=window)
         self.low: float | None = None
+        self.is_new = False
 
 
 class TtftError:
@@ -50,17 +53,22 @@ class TtftError:
         self._recent.append(ratio)
         seen = self._bins[_bin(predicted_s)]
         seen.ratios.append(ratio)
-        if len(seen.ratios) >= self._min_samples:
-            seen.low = _quantile(sorted(seen.ratios), self._quantile)
+        seen.is_new = True
 
     def optimistic(self, predicted_s: float) -> Correction | None:
         """The factor that most first tokens stayed above; None: nothing is known yet."""
         own = _bin(predicted_s)
         for index in range(own, -1, -1):
-            low = self._bins[index].low
+            low = self._low(self._bins[index])
             if low is not None:
                 return Correction(low, True) if index == own else Correction(min(low, 1.0), False)
         return None
+
+    def _low(self, seen: _Bin) -> float | None:
+        if seen.is_new and len(seen.ratios) >= self._min_samples:
+            seen.low = _quantile(sorted(seen.ratios), self._quantile)
+        seen.is_new = False
+        return seen.low
 
     def quantile(self, share: float) -> float | None:
         """Of all ratios lately; for the metrics."""
@@ -72,7 +80,7 @@ class TtftError:
         self._recent.clear()
         for each in self._bins:
             each.ratios.clear()
-            each.low = None
+            each.low, each.is_new = None, False
 
 
 def _bin(predicted_s: float) -> int:

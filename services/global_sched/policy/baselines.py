@@ -9,13 +9,15 @@ from services.global_sched.policy.predict import (
     uncached_tokens,
 )
 from services.global_sched.policy.views import (
-    Candidate,
     Decision,
     InstanceView,
     NoInstance,
     PoolView,
     Prediction,
     RequestView,
+    Weighed,
+    cost_of,
+    prediction_of,
 )
 
 
@@ -42,8 +44,7 @@ class RoundRobin:
             raise NoInstance
         view = pool.instances[self._turn % len(pool.instances)]
         self._turn += 1
-        prediction = predict_unsplit(view, request)
-        candidate = Candidate(view.instance_id, None, None, prediction)
+        candidate = _whole(view, request)
         return _unsplit(candidate, (candidate,), "its turn")
 
 
@@ -56,13 +57,10 @@ class Colocated:
     """
 
     def place(self, request: RequestView, pool: PoolView) -> Decision:
-        candidates = tuple(
-            Candidate(view.instance_id, None, None, predict_unsplit(view, request))
-            for view in pool.instances
-        )
+        candidates = tuple([_whole(view, request) for view in pool.instances])
         if not candidates:
             raise NoInstance
-        best = min(candidates, key=lambda candidate: candidate.prediction.cost)
+        best = min(candidates, key=cost_of)
         return _unsplit(best, candidates, "least loaded")
 
 
@@ -78,25 +76,19 @@ class Disaggregated:
             raise NoInstance
         alpha = min(alphas, key=lambda view: _prefill_s(view, request))
         beta = min(betas, key=lambda view: decode_load(view, request))
-        unsplit = predict_unsplit(alpha, request)
-        whole = Candidate(alpha.instance_id, None, None, unsplit)
+        whole = _whole(alpha, request)
         if request.max_tokens < 2 or alpha is beta:
             return _unsplit(whole, (whole,), "nothing to hand over")
-        cut = Candidate(
-            alpha.instance_id,
-            beta.instance_id,
-            request.num_prompt_tokens,
-            predict_disaggregated(alpha, beta, request, pool),
-        )
+        predicted = predict_disaggregated(alpha, beta, request, pool)
+        pair, cut = (alpha.instance_id, beta.instance_id), request.num_prompt_tokens
         return Decision(
             "cut",
-            cut.alpha_id,
-            cut.beta_id,
-            cut.cut,
-            cut.prediction,
-            unsplit,
-            cut.prediction,
-            (whole, cut),
+            *pair,
+            cut,
+            predicted,
+            prediction_of(whole),
+            predicted,
+            (whole, (*pair, cut, *predicted)),
             "static roles",
         )
 
@@ -125,8 +117,12 @@ def _prefill_s(view: InstanceView, request: RequestView) -> float:
     return 1e-3 * tokens / pace_of(view, request.slo_tbt_s).tokens_per_ms
 
 
-def _unsplit(best: Candidate, candidates: tuple[Candidate, ...], reason: str) -> Decision:
-    prediction = best.prediction
+def _whole(view: InstanceView, request: RequestView) -> Weighed:
+    return (view.instance_id, None, None, *predict_unsplit(view, request))
+
+
+def _unsplit(best: Weighed, candidates: tuple[Weighed, ...], reason: str) -> Decision:
+    prediction = prediction_of(best)
     return Decision(
-        "unsplit", best.alpha_id, None, None, prediction, prediction, None, candidates, reason
+        "unsplit", best[0], None, None, prediction, prediction, None, candidates, reason
     )

@@ -9,11 +9,11 @@ moment when the prompts that queue now will be done, recomputed at each placemen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from services.global_sched.policy.loads import Load
-from services.global_sched.policy.views import RequestView
+from services.global_sched.policy.loads import Turn
+from services.global_sched.policy.views import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +33,39 @@ class TargetSettings:
     mixed batches lose next to nothing, and every instance's spare time shortens TTFT."""
 
 
-def decode_holders(
-    loads: Sequence[Load], request: RequestView, settings: TargetSettings
-) -> frozenset[str]:
-    """Ids of the instances that should decode: those that decode most already."""
-    wanted = _target(loads, request, settings)
-    by_decodes = sorted(loads, key=lambda load: (-load.decode_ms, load.wait_ms))
-    return frozenset(load.view.instance_id for load in by_decodes[:wanted])
+def decode_holders(turn: Turn, settings: TargetSettings) -> frozenset[Pace]:
+    """The instances that should decode: those that decode most already."""
+    wanted, paces = _target(turn, settings), turn.paces
+    if wanted == len(paces):
+        return frozenset(paces)
+    return frozenset(sorted(paces, key=attrgetter("rank"))[:wanted])
 
 
-def _target(loads: Sequence[Load], request: RequestView, settings: TargetSettings) -> int:
-    first, slo_tbt_ms = loads[0], 1e3 * request.slo_tbt_s
-    base_ms = first.view.model.base_ms
-    room_ms = settings.fill * slo_tbt_ms - base_ms
-    if base_ms < settings.least_base_share * slo_tbt_ms or room_ms <= 0.0:
-        return len(loads)
-    lifetime_ms = max(request.length.mean, 1.0) * slo_tbt_ms
-    decode_ms = first.own_decode_ms + _coming_decode_ms(loads, lifetime_ms)
-    contexts = request.num_prompt_tokens + request.length.mean
-    contexts += sum(load.view.decode_context_tokens for load in loads)
-    kv_tokens = settings.kv_fill * first.view.kv_capacity_tokens
+def _target(turn: Turn, settings: TargetSettings) -> int:
+    paces, first, mean = turn.paces, turn.paces[0], turn.mean
+    base_ms = first.base_ms
+    room_ms = settings.fill * turn.slo_ms - base_ms
+    if base_ms < settings.least_base_share * turn.slo_ms or room_ms <= 0.0:
+        return len(paces)
+    lifetime_ms = max(mean, 1.0) * turn.slo_ms
+    decode_ms = first.own_decode_ms(turn.context) + _coming_decode_ms(turn, lifetime_ms)
+    contexts = turn.prompt + mean
+    contexts += sum([pace.view.decode_context_tokens for pace in paces])
+    kv_tokens = settings.kv_fill * first.kv_capacity_tokens
     needed = max(decode_ms / room_ms, contexts / kv_tokens)
-    overflow = min(settings.overflow, 1e3 * request.slo_ttft_s / lifetime_ms) / len(loads)
-    return min(max(math.ceil(needed - overflow), 1), len(loads))
+    overflow = min(settings.overflow, 1e3 * turn.request.slo_ttft_s / lifetime_ms) / len(paces)
+    return min(max(math.ceil(needed - overflow), 1), len(paces))
 
 
-def _coming_decode_ms(loads: Sequence[Load], lifetime_ms: float) -> float:
+def _coming_decode_ms(turn: Turn, lifetime_ms: float) -> float:
     """Step time of all decodes: now, or when the prompts that queue now are done, if that is more.
 
     By then some of today's decodes have ended, and of the prompts' too: those that queue start
     evenly over the longest wait, and a decode lasts ``lifetime_ms`` in the mean. A long queue of
     prompts with short outputs thus asks for few holders, just when gathering makes prompts faster.
     """
-    now_ms = sum(load.running_decode_ms for load in loads)
-    queued_ms = sum(load.decode_ms - load.running_decode_ms for load in loads)
-    lifetimes = loads[0].horizon_ms / lifetime_ms
+    now_ms = sum([pace.running_decode_ms for pace in turn.paces])
+    queued_ms = sum([pace.decode_ms - pace.running_decode_ms for pace in turn.paces])
+    lifetimes = turn.horizon_ms / lifetime_ms
     stay = math.exp(-lifetimes)
     return max(now_ms, stay * now_ms + queued_ms * (1.0 - stay) / lifetimes)

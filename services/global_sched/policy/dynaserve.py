@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import nsmallest
-from typing import NamedTuple
 from zlib import crc32
 
 from services.global_sched.policy.decode_target import TargetSettings, decode_holders
-from services.global_sched.policy.loads import Load, survey
+from services.global_sched.policy.loads import End, Turn
 from services.global_sched.policy.predict import handoff_s
 from services.global_sched.policy.views import (
-    Candidate,
     Decision,
     NoInstance,
+    Pace,
     PoolView,
-    Prediction,
     RequestView,
+    Weighed,
+    cost_of,
+    prediction_of,
 )
 
 BLOCK_TOKENS = 16
@@ -48,15 +47,6 @@ class DynaServeSettings:
     control_share: float = 0.015
 
 
-class Turn(NamedTuple):
-    """What one placement goes by."""
-
-    request: RequestView
-    pool: PoolView
-    holders: frozenset[str]
-    all_hold: bool
-
-
 class DynaServe:
     """Gather decodes on the fewest instances that can hold them; let TTFT pay for the handoff.
 
@@ -78,157 +68,173 @@ class DynaServe:
         self.settings = settings or DynaServeSettings()
 
     def place(self, request: RequestView, pool: PoolView) -> Decision:
-        loads = survey(request, pool)
-        if not loads:
+        turn = Turn(request, pool)
+        if not turn.paces:
             raise NoInstance
-        holders = decode_holders(loads, request, self.settings.target)
-        turn = Turn(request, pool, holders, len(holders) == len(loads))
-        uncut = [self._uncut(load, turn) for load in loads]
-        cuts = list(self._cuts(loads, turn)) if len(loads) > 1 else []
-        return self._choose(turn, uncut, cuts)
+        holders = decode_holders(turn, self.settings.target)
+        uncut = self._uncut(turn, holders)
+        cuts = self._cuts(turn, holders) if len(turn.paces) > 1 else []
+        return self._choose(turn, holders, uncut, cuts)
 
     # ---- candidates ----------------------------------------------------------------------
 
-    def _uncut(self, load: Load, turn: Turn) -> Candidate:
-        ttft_s = 1e-3 * load.prefill_ms(load.uncached)
-        burden_s = self._burden_s(load, turn, load.uncached + turn.request.length.mean)
-        tbt_s = 1e-3 * load.step_ms
-        prediction = Prediction(ttft_s, tbt_s, ttft_s + burden_s)
-        return Candidate(load.view.instance_id, None, None, prediction)
+    def _uncut(self, turn: Turn, holders: frozenset[Pace]) -> list[Weighed]:
+        """The request whole on each instance."""
+        candidates: list[Weighed] = []
+        for pace, uncached, prefill_ms in zip(
+            turn.paces, turn.uncached, turn.prefill_ms, strict=True
+        ):
+            ttft_s, own_ms = 1e-3 * prefill_ms, pace.own_decode_ms(turn.context)
+            burden_s = self._burden_s(pace, own_ms, uncached + turn.mean, pace in holders, turn)
+            tbt_s = 1e-3 * (pace.step_ms + own_ms)
+            candidates.append((pace.instance_id, None, None, ttft_s, tbt_s, ttft_s + burden_s))
+        return candidates
 
-    def _burden_s(self, load: Load, turn: Turn, kv_tokens: float) -> float:
-        """What decoding here costs the pool, in seconds of TTFT."""
-        settings, request = self.settings, turn.request
-        slo_ms = 1e3 * request.slo_tbt_s
-        over = max(0.0, load.step_ms / slo_ms - settings.target.fill)
-        short = max(0.0, kv_tokens - load.kv_free_tokens) / load.view.kv_capacity_tokens
-        burden_s = settings.tbt_weight_s * over + settings.kv_weight_s * short
-        if load.view.instance_id in turn.holders:
-            burden_s += 1e-3 * settings.spread_weight * (load.decode_ms + load.own_decode_ms)
-        else:
-            base_s = 1e-3 * load.view.model.base_ms * request.length.mean
-            burden_s += settings.convert_weight * base_s
-        return burden_s
+    def _burden_s(
+        self, pace: Pace, own_ms: float, kv_tokens: float, holds: bool, turn: Turn
+    ) -> float:
+        """What decoding here costs the pool, in seconds of TTFT.
 
-    def _cuts(self, loads: list[Load], turn: Turn) -> Iterator[Candidate]:
+        ``own_ms``: marginal step time of the request; ``holds``: the instance is a decode holder.
+        """
+        settings, burden_s = self.settings, 0.0
+        over = (pace.step_ms + own_ms) / turn.slo_ms - settings.target.fill
+        if over > 0.0:
+            burden_s = settings.tbt_weight_s * over
+        short = kv_tokens - pace.kv_free_tokens
+        if short > 0.0:
+            burden_s += settings.kv_weight_s * (short / pace.kv_capacity_tokens)
+        if holds:
+            return burden_s + 1e-3 * settings.spread_weight * (pace.decode_ms + own_ms)
+        return burden_s + settings.convert_weight * (1e-3 * pace.base_ms * turn.mean)
+
+    def _cuts(self, turn: Turn, holders: frozenset[Pace]) -> list[Weighed]:
+        """The promising cuts of the most promising pairs."""
+        alphas, betas = self._ends(turn, holders)
+        return [
+            self._cut(alpha, beta, cut, turn)
+            for alpha in alphas
+            for beta in betas
+            if alpha.pace is not beta.pace
+            for cut in _cut_points(alpha, beta, turn)
+        ]
+
+    def _ends(self, turn: Turn, holders: frozenset[Pace]) -> tuple[list[End], list[End]]:
+        """Where a prompt is done soonest, and the holders with the most room."""
+        paces, prompt = turn.paces, turn.prompt
         # Where every instance decodes a cut hardly ever pays: few pairs say so.
-        number = 2 if turn.all_hold else self.settings.shortlist
-        prompt = turn.request.num_prompt_tokens
-        alphas = nsmallest(number, loads, key=lambda load: load.prefill_ms(load.uncached))
-        holders = [load for load in loads if load.view.instance_id in turn.holders]
-        betas = nsmallest(
-            number, holders, key=lambda load: (load.kv_free_tokens < prompt, load.decode_ms)
-        )
-        for alpha in alphas:
-            for beta in betas:
-                if alpha.view.instance_id != beta.view.instance_id:
-                    for cut in self._cut_points(alpha, beta, turn.request):
-                        yield self._cut(alpha, beta, cut, turn)
+        number = 2 if len(holders) == len(paces) else self.settings.shortlist
+        soonest = sorted(range(len(paces)), key=turn.prefill_ms.__getitem__)[:number]
+        roomy = sorted(
+            [
+                (pace.kv_free_tokens < prompt, pace.decode_ms, index)
+                for index, pace in enumerate(paces)
+                if pace in holders
+            ]
+        )[:number]
+        betas = {index: turn.end(index, holders) for _, _, index in roomy}
+        alphas = [betas.get(index) or turn.end(index, holders) for index in soonest]
+        return alphas, list(betas.values())
 
-    def _cut_points(self, alpha: Load, beta: Load, request: RequestView) -> Iterator[int]:
-        """Cuts worth weighing for this pair, each legal."""
-        prompt, last = request.num_prompt_tokens, request.max_cut
-        if 1 <= prompt - 1 <= last:
-            yield prompt - 1
-        arrives_together = int((beta.all_wait_ms - alpha.wait_ms) * alpha.tokens_per_ms)
-        cached = prompt - alpha.uncached
-        inside = (cached + arrives_together) // BLOCK_TOKENS * BLOCK_TOKENS
-        if max(cached, 1) < inside < prompt - 1 and inside <= last:
-            yield inside
-        if 1 <= prompt <= last:
-            yield prompt
-        streamed = prompt + int(0.5 * request.length.p50)
-        if beta.kv_free_tokens < prompt and prompt < streamed <= last:
-            yield streamed
-
-    def _cut(self, alpha: Load, beta: Load, cut: int, turn: Turn) -> Candidate:
-        request, pool = turn.request, turn.pool
-        prompt = request.num_prompt_tokens
-        moved_s = handoff_s(alpha.view, cut, pool)
-        tail = max(prompt - cut, 0)
-        own = max(min(cut, prompt) - (prompt - alpha.uncached), 1)
-        alpha_s = 1e-3 * alpha.prefill_ms(own)
-        burden_s = self._burden_s(beta, turn, cut + request.length.mean)
-        tbt_s = 1e-3 * beta.step_ms
-        if tail:
-            ttft_s = self._tail_done_s(alpha_s + moved_s, tail, beta, request)
+    def _cut(self, alpha: End, beta: End, cut: int, turn: Turn) -> Weighed:
+        alpha_s, moved_s = alpha.sent.get(cut) or self._send(alpha, cut, turn)
+        burden_s = beta.burdens_s.get(cut) or self._bear(beta, cut, turn)
+        tail, tbt_s = turn.prompt - cut, beta.step_s
+        if tail > 0:
+            ttft_s = _tail_done_s(alpha_s + moved_s, tail, beta)
         else:
-            ttft_s = alpha_s
-            step_s = self._step_s(beta, request)
-            late = (moved_s + step_s + tbt_s - request.slo_tbt_s) / step_s
-            late *= _share_hurt_by_one_gap(request)
+            ttft_s, step_s = alpha_s, beta.next_step_s
+            late = (moved_s + step_s + tbt_s - turn.slo_s) / step_s * turn.share_hurt_by_one_gap
+            if late > 0.0:
+                burden_s += self.settings.miss_weight_s * min(late, 1.0)
             tbt_s = max(tbt_s, moved_s + 0.5 * step_s + tbt_s)
-            burden_s += self.settings.miss_weight_s * min(max(late, 0.0), 1.0)
-        if cut > prompt:
-            share = min((cut - prompt) / max(request.length.mean, 1.0), 1.0)
-            burden_s += share * self._burden_s(alpha, turn, cut)
-        prediction = Prediction(ttft_s, tbt_s, ttft_s + burden_s)
-        return Candidate(alpha.view.instance_id, beta.view.instance_id, cut, prediction)
+            if tail < 0:
+                share = min(-tail / max(turn.mean, 1.0), 1.0)
+                burden_s += share * self._burden_s(alpha.pace, alpha.own_ms, cut, alpha.holds, turn)
+        return (alpha.instance_id, beta.instance_id, cut, ttft_s, tbt_s, ttft_s + burden_s)
 
-    def _step_s(self, beta: Load, request: RequestView) -> float:
-        """The step in progress when the handoff arrives: as long as the SLO where prompts queue."""
-        idle = beta.view.num_decodes == 0 and beta.view.outstanding_prefill_tokens == 0
-        return 1e-3 * beta.step_ms if idle else request.slo_tbt_s
+    def _send(self, alpha: End, cut: int, turn: Turn) -> tuple[float, float]:
+        """When alpha has done its part, and how long its KV is on the way then. Seconds."""
+        own = max(min(cut, turn.prompt) - alpha.cached, 1)
+        alpha_s = 1e-3 * alpha.pace.prefill_ms(own, turn.horizon_ms)
+        sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.pace.view, cut, turn.pool)
+        return sent
 
-    def _tail_done_s(self, arrives_s: float, tail: int, beta: Load, request: RequestView) -> float:
-        """When beta has computed its part of the prompt: it meets a step in progress first."""
-        busy = beta.all_wait_ms > 0.0
-        step_s = request.slo_tbt_s if busy else 1e-3 * beta.step_ms
-        if tail <= BLOCK_TOKENS:
-            return arrives_s + (1.5 if beta.view.num_decodes else 1.0) * step_s
-        return (
-            max(arrives_s + 0.5 * step_s, 1e-3 * beta.all_wait_ms)
-            + 1e-3 * tail / beta.tokens_per_ms
-        )
+    def _bear(self, beta: End, cut: int, turn: Turn) -> float:
+        """What decoding on beta costs."""
+        kv_tokens = cut + turn.mean
+        burden_s = self._burden_s(beta.pace, beta.own_ms, kv_tokens, beta.holds, turn)
+        beta.burdens_s[cut] = burden_s
+        return burden_s
 
     # ---- choice --------------------------------------------------------------------------
 
-    def _choose(self, turn: Turn, uncut: list[Candidate], cuts: list[Candidate]) -> Decision:
+    def _choose(
+        self, turn: Turn, holders: frozenset[Pace], uncut: list[Weighed], cuts: list[Weighed]
+    ) -> Decision:
         request = turn.request
-        best_uncut = min(uncut, key=_cost)
-        best_cut = min(cuts, key=_cost, default=None)
-        at_prompt = [c for c in cuts if c.cut == request.num_prompt_tokens]
-        disaggregated = min(at_prompt, key=_cost, default=None)
+        best_uncut = min(uncut, key=cost_of)
+        best_cut = min(cuts, key=cost_of, default=None)
+        at_prompt = [each for each in cuts if each[2] == turn.prompt]
+        disaggregated = min(at_prompt, key=cost_of, default=None)
         control = self._is_control(request.request_id)
         chosen, reason = best_uncut, "uncut is cheapest"
-        if best_cut is not None and self._pays(best_cut, best_uncut, turn):
-            if request.traffic_class in turn.pool.unsplit_classes:
+        if best_cut is not None and best_cut[5] < best_uncut[5]:
+            gain_s = best_uncut[5] - best_cut[5]
+            if gain_s <= self._least_gain_s(best_uncut, len(holders) == len(uncut)):
+                reason = "a cut would gain less than the predictor's error"
+            elif request.traffic_class in turn.pool.unsplit_classes:
                 reason = "guard: cuts lost against the control group in this class"
             elif control:
                 reason = "control group"
             else:
                 chosen, reason = best_cut, "cut is cheapest"
-        elif best_cut is not None and _cost(best_cut) < _cost(best_uncut):
-            reason = "a cut would gain less than the predictor's error"
+        alpha_id, beta_id, cut = chosen[:3]
         return Decision(
-            "unsplit" if chosen.beta_id is None else "cut",
-            chosen.alpha_id,
-            chosen.beta_id,
-            chosen.cut,
-            chosen.prediction,
-            best_uncut.prediction,
-            disaggregated.prediction if disaggregated else None,
+            "unsplit" if beta_id is None else "cut",
+            alpha_id,
+            beta_id,
+            cut,
+            prediction_of(chosen),
+            prediction_of(best_uncut),
+            prediction_of(disaggregated) if disaggregated else None,
             (*uncut, *cuts),
             reason,
             control,
-            tuple(sorted(turn.holders)),
+            tuple(sorted([pace.instance_id for pace in holders])),
         )
 
-    def _pays(self, cut: Candidate, uncut: Candidate, turn: Turn) -> bool:
+    def _least_gain_s(self, uncut: Weighed, all_hold: bool) -> float:
         settings = self.settings
-        share = settings.least_gain_all_decode if turn.all_hold else settings.least_gain
-        return _cost(uncut) - _cost(cut) > settings.least_gain_s + share * _cost(uncut)
+        share = settings.least_gain_all_decode if all_hold else settings.least_gain
+        return settings.least_gain_s + share * uncut[5]
 
     def _is_control(self, request_id: str) -> bool:
         return crc32(request_id.encode()) % 10_000 < 10_000 * self.settings.control_share
 
 
-def _share_hurt_by_one_gap(request: RequestView) -> float:
-    """Share of such requests that are too short for one long gap to fall outside their P99."""
-    if request.length.p50 < 100.0:
-        return 1.0
-    return 0.5 if request.length.p10 < 100.0 else 0.1
+def _cut_points(alpha: End, beta: End, turn: Turn) -> list[int]:
+    """Cuts worth weighing for this pair, each legal."""
+    prompt, last = turn.prompt, turn.last_cut
+    points = [prompt - 1] if 1 < prompt <= last + 1 else []
+    ahead_ms = beta.all_wait_ms - alpha.wait_ms
+    if ahead_ms > 0.0:
+        arrives_together = int(ahead_ms * alpha.tokens_per_ms)
+        inside = (alpha.cached + arrives_together) // BLOCK_TOKENS * BLOCK_TOKENS
+        if max(alpha.cached, 1) < inside < prompt - 1 and inside <= last:
+            points.append(inside)
+    if 1 <= prompt <= last:
+        points.append(prompt)
+    if beta.kv_free_tokens < prompt:
+        streamed = prompt + int(0.5 * turn.request.length.p50)
+        if prompt < streamed <= last:
+            points.append(streamed)
+    return points
 
 
-def _cost(candidate: Candidate) -> float:
-    return candidate.prediction.cost
+def _tail_done_s(arrives_s: float, tail: int, beta: End) -> float:
+    """When beta has computed its part of the prompt: it meets a step in progress first."""
+    step_s = beta.met_step_s
+    if tail <= BLOCK_TOKENS:
+        return arrives_s + (1.5 if beta.num_decodes else 1.0) * step_s
+    return max(arrives_s + 0.5 * step_s, 1e-3 * beta.all_wait_ms) + 1e-3 * tail / beta.tokens_per_ms

@@ -1,78 +1,110 @@
-"""What the `dynaserve` policy works out about every instance before it weighs candidates."""
+"""What the `dynaserve` policy works out of a request and the pool before it weighs candidates."""
 
 from __future__ import annotations
 
-from services.global_sched.policy.predict import pace_of, request_decode_ms, uncached_tokens
-from services.global_sched.policy.views import InstanceView, Pace, PoolView, RequestView
+from services.global_sched.policy.predict import pace_of
+from services.global_sched.policy.views import Pace, PoolView, RequestView
 
 LEAST_HORIZON_MS = 1.0
 
 
-class Load:
-    """One instance as this request would find it. Milliseconds and tokens."""
+class Turn:
+    """What one placement goes by. Milliseconds and tokens; lists are in the pool's order."""
+
+    __slots__ = (
+        "context",
+        "horizon_ms",
+        "last_cut",
+        "mean",
+        "paces",
+        "pool",
+        "prefill_ms",
+        "prompt",
+        "request",
+        "share_hurt_by_one_gap",
+        "slo_ms",
+        "slo_s",
+        "uncached",
+    )
+
+    def __init__(self, request: RequestView, pool: PoolView) -> None:
+        self.request, self.pool = request, pool
+        self.prompt, self.last_cut = request.num_prompt_tokens, request.max_cut
+        self.mean = request.length.mean
+        self.context = self.prompt + 0.5 * self.mean
+        """Of its decode, half way."""
+        slo_s = self.slo_s = request.slo_tbt_s
+        self.slo_ms = 1e3 * slo_s
+        paces = self.paces = [pace_of(view, slo_s) for view in pool.instances]
+        self.horizon_ms = max([p.wait_ms for p in paces], default=0.0) + LEAST_HORIZON_MS
+        """Until the last part of a prompt that is inbound anywhere has come: the longest wait."""
+        cached, prompt = request.cached_tokens, self.prompt
+        self.uncached = (
+            [max(prompt - cached.get(pace.instance_id, 0), 1) for pace in paces]
+            if cached
+            else [max(prompt, 1)] * len(paces)
+        )
+        """Prompt tokens of this request each would have to compute."""
+        horizon_ms = self.horizon_ms
+        self.prefill_ms = [
+            pace.prefill_ms(tokens, horizon_ms)
+            for pace, tokens in zip(paces, self.uncached, strict=True)
+        ]
+        """Until the whole prompt would be done there."""
+        self.share_hurt_by_one_gap = _share_hurt_by_one_gap(request)
+
+    def end(self, index: int, holders: frozenset[Pace]) -> End:
+        pace = self.paces[index]
+        return End(pace, self.prompt - self.uncached[index], pace in holders, self)
+
+
+def _share_hurt_by_one_gap(request: RequestView) -> float:
+    """Share of such requests that are too short for one long gap to fall outside their P99."""
+    if request.length.p50 < 100.0:
+        return 1.0
+    return 0.5 if request.length.p10 < 100.0 else 0.1
+
+
+class End:
+    """An instance at one end of a cut: alpha or beta, as this request would find it."""
 
     __slots__ = (
         "all_wait_ms",
-        "decode_ms",
-        "horizon_ms",
-        "inbound_ms",
+        "burdens_s",
+        "cached",
+        "holds",
+        "instance_id",
         "kv_free_tokens",
-        "own_decode_ms",
-        "running_decode_ms",
-        "step_ms",
+        "met_step_s",
+        "next_step_s",
+        "num_decodes",
+        "own_ms",
+        "pace",
+        "sent",
+        "step_s",
         "tokens_per_ms",
-        "uncached",
-        "view",
         "wait_ms",
     )
 
-    def __init__(
-        self,
-        view: InstanceView,
-        pace: Pace,
-        uncached: int,
-        own_decode_ms: float,
-        horizon_ms: float,
-    ) -> None:
-        """``uncached``: prompt tokens of this request it would have to compute.
-        ``own_decode_ms``: marginal step time of this request. ``horizon_ms``: until the last part
-        of a prompt that is inbound anywhere has come: the longest wait."""
-        self.view = view
-        self.uncached = uncached
-        self.own_decode_ms = own_decode_ms
-        self.horizon_ms = horizon_ms
-        self.tokens_per_ms, self.wait_ms, self.inbound_ms = pace[:3]
-        self.running_decode_ms, self.decode_ms = pace[3:]
-        self.step_ms = view.model.base_ms + self.decode_ms + own_decode_ms
+    def __init__(self, pace: Pace, cached: int, holds: bool, turn: Turn) -> None:
+        """``cached``: prompt tokens of this request it need not compute; ``holds``: it should
+        decode."""
+        self.pace, self.instance_id = pace, pace.instance_id
+        self.wait_ms, self.all_wait_ms = pace.wait_ms, pace.all_wait_ms
+        self.tokens_per_ms, self.kv_free_tokens = pace.tokens_per_ms, pace.kv_free_tokens
+        self.num_decodes = num_decodes = pace.view.num_decodes
+        self.cached, self.holds = cached, holds
+        self.own_ms = pace.own_decode_ms(turn.context)
+        """Marginal step time of this request."""
+        step_s = self.step_s = 1e-3 * (pace.step_ms + self.own_ms)
         """A step without prefill, with this request decoding too."""
-        self.all_wait_ms = self.wait_ms + self.inbound_ms
-        """Until everything placed here is done, what is inbound included."""
-        self.kv_free_tokens = (
-            view.kv_free_tokens - view.outstanding_prefill_tokens - view.inbound_prefill_tokens
-        )
-        """Free KV less what placed prompts will take."""
-
-    def prefill_ms(self, tokens: int) -> float:
-        """Until ``tokens`` of this request's prompt would be done, the queue first.
-
-        What is inbound comes evenly over the horizon, and goes first when it is there: it is older.
-        """
-        own_ms = self.wait_ms + tokens / self.tokens_per_ms
-        share = self.inbound_ms / self.horizon_ms
-        if own_ms < (1.0 - share) * self.horizon_ms:
-            return own_ms / (1.0 - share)
-        return own_ms + self.inbound_ms
-
-
-def survey(request: RequestView, pool: PoolView) -> list[Load]:
-    """Every instance as the request would find it."""
-    paces = [pace_of(view, request.slo_tbt_s) for view in pool.instances]
-    horizon_ms = max((pace.wait_ms for pace in paces), default=0.0) + LEAST_HORIZON_MS
-    loads = []
-    model, own_ms = None, 0.0
-    for view, pace in zip(pool.instances, paces, strict=True):
-        if view.model is not model:
-            model, own_ms = view.model, request_decode_ms(view.model, request)
-        uncached = uncached_tokens(request, view.instance_id)
-        loads.append(Load(view, pace, uncached, own_ms, horizon_ms))
-    return loads
+        self.met_step_s = turn.slo_s if pace.all_wait_ms > 0.0 else step_s
+        """The step in progress when a part of a prompt arrives here; as long as the SLO where
+        prompts queue."""
+        idle = num_decodes == 0 and pace.view.outstanding_prefill_tokens == 0
+        self.next_step_s = step_s if idle else turn.slo_s
+        """The same when a whole context arrives: what is inbound is behind it."""
+        self.sent: dict[int, tuple[float, float]] = {}
+        """By cut, what was worked out of it as alpha: pairs share most of their cuts."""
+        self.burdens_s: dict[int, float] = {}
+        """By cut, what was worked out of it as beta."""

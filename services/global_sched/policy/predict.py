@@ -22,16 +22,7 @@ def pace_of(view: InstanceView, slo_tbt_s: float) -> Pace:
 def _work_out_pace(view: InstanceView, slo_tbt_s: float) -> Pace:
     model = view.model
     running_ms = model.decode_ms * view.num_decodes + model.context_ms * view.decode_context_tokens
-    speed = _prefill_tokens_per_ms(view, running_ms, slo_tbt_s)
-    return Pace(
-        speed,
-        view.outstanding_prefill_tokens / speed,
-        view.inbound_prefill_tokens / speed,
-        running_ms,
-        running_ms
-        + model.decode_ms * view.pending_decodes
-        + model.context_ms * view.pending_decode_context_tokens,
-    )
+    return Pace(view, _prefill_tokens_per_ms(view, running_ms, slo_tbt_s), running_ms)
 
 
 def request_decode_ms(model: LatencyModel, request: RequestView) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Literal, NamedTuple, Protocol
 
 from shared.latency_model import LatencyModel
@@ -75,19 +76,76 @@ class InstanceView:
     """What `pace_of` worked out, by TBT SLO: the same view serves many placements."""
 
 
-class Pace(NamedTuple):
-    """What an instance's state means for whoever comes, whatever the request. Milliseconds."""
+class Pace:
+    """What an instance's state means for whoever comes, whatever the request. Milliseconds, tokens.
 
-    tokens_per_ms: float
-    """Prefill speed."""
-    wait_ms: float
-    """Until the prompts that are here are done."""
-    inbound_ms: float
-    """Time to compute the parts of prompts that will come here from elsewhere."""
-    running_decode_ms: float
-    """Marginal step time of what decodes here now."""
-    decode_ms: float
-    """Marginal step time of what decodes or will decode here."""
+    Read for every instance at every decision: a plain class with slots, which nobody changes.
+    """
+
+    __slots__ = (
+        "all_wait_ms",
+        "base_ms",
+        "context_ms",
+        "decode_ms",
+        "each_decode_ms",
+        "inbound_ms",
+        "instance_id",
+        "kv_capacity_tokens",
+        "kv_free_tokens",
+        "rank",
+        "running_decode_ms",
+        "step_ms",
+        "tokens_per_ms",
+        "view",
+        "wait_ms",
+    )
+
+    def __init__(self, view: InstanceView, tokens_per_ms: float, running_decode_ms: float) -> None:
+        """``tokens_per_ms``: prefill speed. ``running_decode_ms``: marginal step time of what
+        decodes here now."""
+        model = view.model
+        self.view, self.instance_id = view, view.instance_id
+        self.tokens_per_ms = tokens_per_ms
+        self.running_decode_ms = running_decode_ms
+        self.base_ms, self.each_decode_ms, self.context_ms = model[:3]
+        self.wait_ms = view.outstanding_prefill_tokens / tokens_per_ms
+        """Until the prompts that are here are done."""
+        self.inbound_ms = view.inbound_prefill_tokens / tokens_per_ms
+        """Time to compute the parts of prompts that will come here from elsewhere."""
+        self.all_wait_ms = self.wait_ms + self.inbound_ms
+        """Until everything placed here is done, what is inbound included."""
+        self.decode_ms = (
+            running_decode_ms
+            + self.each_decode_ms * view.pending_decodes
+            + self.context_ms * view.pending_decode_context_tokens
+        )
+        """Marginal step time of what decodes or will decode here."""
+        self.step_ms = self.base_ms + self.decode_ms
+        """A step without prefill."""
+        self.rank = (-self.decode_ms, self.wait_ms)
+        """Smallest first: who decodes most already."""
+        self.kv_free_tokens = (
+            view.kv_free_tokens - view.outstanding_prefill_tokens - view.inbound_prefill_tokens
+        )
+        """Free KV less what placed prompts will take."""
+        self.kv_capacity_tokens = view.kv_capacity_tokens
+
+    def own_decode_ms(self, context_tokens: float) -> float:
+        """Marginal step time of one more request that decodes here."""
+        return self.each_decode_ms + self.context_ms * context_tokens
+
+    def prefill_ms(self, tokens: int, horizon_ms: float) -> float:
+        """Until ``tokens`` of a new prompt would be done, the queue first.
+
+        What is inbound comes evenly over the horizon, and goes first when it is there: it is older.
+        """
+        own_ms = self.wait_ms + tokens / self.tokens_per_ms
+        if not self.inbound_ms:
+            return own_ms
+        share = self.inbound_ms / horizon_ms
+        if own_ms < (1.0 - share) * horizon_ms:
+            return own_ms / (1.0 - share)
+        return own_ms + self.inbound_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +182,17 @@ class Candidate(NamedTuple):
     prediction: Prediction
 
 
+Weighed = tuple[str, str | None, int | None, float, float, float]
+"""A candidate as policies weigh dozens of them: alpha, beta, cut, TTFT, TBT (seconds), cost."""
+
+ttft_of, cost_of = itemgetter(3), itemgetter(5)
+"""Of a `Weighed`."""
+
+
+def prediction_of(weighed: Weighed) -> Prediction:
+    return Prediction(*weighed[3:])
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where the request runs, why, and every candidate that was weighed."""
@@ -135,12 +204,17 @@ class Decision:
     chosen: Prediction
     unsplit: Prediction | None
     disaggregated: Prediction | None
-    candidates: tuple[Candidate, ...]
+    weighed: tuple[Weighed, ...]
     reason: str
     control_group: bool = False
     decode_holders: tuple[str, ...] = ()
     unforced: Candidate | None = None
     """What the policy would have done where the request forced its cut; ``chosen`` is of that."""
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every candidate, told apart by name: made when somebody asks."""
+        return tuple(Candidate(*each[:3], prediction_of(each)) for each in self.weighed)
 
     @property
     def decode_id(self) -> str:

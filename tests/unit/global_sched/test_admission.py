@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from services.global_sched.admission import Admission, AdmissionSettings
 from services.global_sched.policy.views import (
-    Candidate,
     Decision,
     LengthQuantiles,
     Prediction,
@@ -22,11 +21,10 @@ def asked(traffic_class: str = "default") -> RequestView:
 
 def placed(ttft_s: float, *others_s: float) -> Decision:
     prediction = Prediction(ttft_s, 0.02, ttft_s)
-    candidates = tuple(
-        Candidate(f"i{n}", None, None, Prediction(each, 0.02, each))
-        for n, each in enumerate((ttft_s, *others_s))
+    weighed = tuple(
+        (f"i{n}", None, None, each, 0.02, each) for n, each in enumerate((ttft_s, *others_s))
     )
-    return Decision("unsplit", "i0", None, None, prediction, prediction, None, candidates, "")
+    return Decision("unsplit", "i0", None, None, prediction, prediction, None, weighed, "")
 
 
 def learned(

@@ -184,3 +184,26 @@ def test_disaggregated_cuts_at_the_prompt_between_its_roles() -> None:
 def test_round_robin_takes_turns() -> None:
     policy, pool = POLICIES["round_robin"](), PoolView(0.0, (instance(0), instance(1)))
     assert [policy.place(request(), pool).alpha_id for _ in range(3)] == ["i0", "i1", "i0"]
+
+
+@given(first=requests, asked=requests, pool=pools())
+def test_what_views_keep_from_one_request_changes_nothing_for_the_next(
+    first: RequestView, asked: RequestView, pool: PoolView
+) -> None:
+    DynaServe().place(first, pool)
+    fresh = PoolView(0.0, tuple(replace(view) for view in pool.instances))
+    assert DynaServe().place(asked, pool) == DynaServe().place(asked, fresh)
+
+
+@given(asked=requests, pool=pools())
+def test_every_weighed_way_is_told_and_the_choice_is_one_of_the_cheapest(
+    asked: RequestView, pool: PoolView
+) -> None:
+    decision = DynaServe(NO_CONTROL).place(asked, pool)
+    uncut = [each for each in decision.candidates if each.cut is None]
+    assert [each.alpha_id for each in uncut] == [view.instance_id for view in pool.instances]
+    assert (decision.alpha_id, decision.beta_id, decision.cut, decision.chosen) in (
+        decision.candidates
+    )
+    cheapest = min(each.prediction.cost for each in decision.candidates)
+    assert decision.chosen.cost == cheapest or decision.kind == "unsplit"
