@@ -209,6 +209,35 @@ async def test_a_client_that_leaves_frees_both_instances_within_100_ms(
     assert statistics.median(freed_s) < 0.1, freed_s
 
 
+async def test_a_prompt_that_is_handed_over_does_not_wait_for_the_decodes_it_finds_to_end(
+    openai: AsyncOpenAI,
+) -> None:
+    ended: list[int] = []
+    begun = [asyncio.Event() for _ in range(6)]
+
+    async def decode(number: int) -> None:
+        stream = await openai.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=900, stream=True, extra_body=UNCUT
+        )
+        async for _ in stream:
+            begun[number].set()
+        ended.append(number)
+
+    decodes = [asyncio.create_task(decode(number)) for number in range(len(begun))]
+    try:
+        await asyncio.gather(*(each.wait() for each in begun))
+        answer = await openai.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=2, extra_body=cut_at(P - 1)
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 2
+        assert not ended
+    finally:
+        for each in decodes:
+            each.cancel()
+        await asyncio.gather(*decodes, return_exceptions=True)
+
+
 async def test_ids_are_echoed_and_the_record_tells_the_plan(
     openai: AsyncOpenAI, watcher: Watcher
 ) -> None:

@@ -175,9 +175,13 @@ class SloBatching(_Base):
         for request in self.running:
             if request.is_prefill_chunk:
                 yield request.num_tokens - request.num_computed_tokens, request.num_computed_tokens
+        # KV that has come makes its request ready, but vLLM sees that only in a step with room for
+        # more than the decodes: such a request is a prompt already.
+        arrived = self.finished_recving_kv_req_ids
         for queue in (self.kv_holding_waiting, self.waiting):
             for request in queue:
-                if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
+                awaits_kv = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+                if not awaits_kv or request.request_id in arrived:
                     computed = request.num_computed_tokens
                     yield max(1, request.num_tokens - computed), computed
 
