@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.gpu_suite import apart, goodput, handoffs, noise
+from benchmarks.gpu_suite import apart, goodput, handoffs, noise, timeline
 from benchmarks.gpu_suite.apart import command
 from benchmarks.gpu_suite.cells import CELLS, FIXED_SYSTEMS, SLO_SYSTEMS, Cell
 from benchmarks.gpu_suite.pair_client import PairClient
@@ -37,7 +37,7 @@ GPU_FLAGS = (
     "--kv-cache-memory-bytes=85899345920 --served-model-name=suite"
 )
 SMALL_FLAGS = "--instances=2 --max-num-batched-tokens=512"
-POOL_STEPS = ("profile", "handoffs", "noise", "goodput")
+POOL_STEPS = ("profile", "timeline", "noise", "handoffs", "goodput")
 STEPS = (*apart.CERTIFY, *POOL_STEPS, "overhead")
 
 
@@ -134,6 +134,8 @@ async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
         alpha, beta = sorted(records)[:2]
         if "profile" in given.steps:
             await suite.step("profile", 40, lambda: run_profile(suite, pool))
+        if "timeline" in given.steps:
+            await suite.step("timeline", 20, lambda: run_timeline(suite, pool))
         if "noise" in given.steps:
             await suite.step("noise", 30, lambda: run_noise(suite, client, alpha, beta))
         if "handoffs" in given.steps:
@@ -171,6 +173,11 @@ async def run_profile(suite: Suite, pool: LocalPool) -> object:
         timeout_s=120, log=suite.out / "profile.log",
     )  # fmt: skip
     return json.loads(target.read_text())["error"]
+
+
+async def run_timeline(suite: Suite, pool: LocalPool) -> object:
+    model, length = ("demo", 256) if suite.given.cpu else ("suite", 1024)
+    return keep(suite, "timeline", await timeline.measure(pool.url, model, length, 25))
 
 
 async def run_noise(suite: Suite, client: PairClient, alpha: str, beta: str) -> object:
