@@ -42,17 +42,19 @@ class LatencyModel(NamedTuple):
     attend_ms: float
 
     def step_ms(self, shape: StepShape) -> float:
+        base_ms, decode_ms, context_ms, prefill_ms, attend_ms = self
         return (
-            self.base_ms
-            + self.decode_ms * shape[0]
-            + self.context_ms * shape[1]
-            + self.prefill_ms * shape[2]
-            + self.attend_ms * shape[3]
+            base_ms
+            + decode_ms * shape[0]
+            + context_ms * shape[1]
+            + prefill_ms * shape[2]
+            + attend_ms * shape[3]
         )
 
     def decode_step_ms(self, num_decodes: int, decode_context_tokens: int) -> float:
         """A step without prefill."""
-        return self.base_ms + self.decode_ms * num_decodes + self.context_ms * decode_context_tokens
+        base_ms, decode_ms, context_ms, _, _ = self
+        return base_ms + decode_ms * num_decodes + context_ms * decode_context_tokens
 
     def prefill_tokens_in(self, room_ms: float, context_tokens: int) -> int:
         """The most prefill tokens of one prompt, from ``context_tokens`` on, within ``room_ms``."""
@@ -60,15 +62,17 @@ class LatencyModel(NamedTuple):
             return 0
         if room_ms == math.inf:
             return 1 << 30
-        linear = self.prefill_ms + self.attend_ms * context_tokens
-        half = 0.5 * self.attend_ms
+        _, _, _, prefill_ms, attend_ms = self
+        linear = prefill_ms + attend_ms * context_tokens
+        half = 0.5 * attend_ms
         # The smaller root of half*n^2 + linear*n = room, in the form that survives half = 0.
         root = linear + math.sqrt(linear * linear + 4.0 * half * room_ms)
         return int(2.0 * room_ms / root) if root > 0.0 else 1 << 30
 
     def prompt_ms(self, tokens: int, context_tokens: int) -> float:
         """Marginal time of prefilling ``tokens`` from ``context_tokens`` on, without step bases."""
-        return tokens * (self.prefill_ms + self.attend_ms * (context_tokens + 0.5 * tokens))
+        _, _, _, prefill_ms, attend_ms = self
+        return tokens * (prefill_ms + attend_ms * (context_tokens + 0.5 * tokens))
 
 
 class FitError(NamedTuple):

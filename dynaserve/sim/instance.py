@@ -13,13 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from services.gpu_instance.batcher import (
-    Batcher,
-    PromptView,
-    StepLoad,
-    StepPlan,
-    is_lost,
-)
+from services.gpu_instance.batcher import Batcher, StepLoad, StepPlan, misses
 from shared.latency_model import LatencyModel, StepShape
 
 if TYPE_CHECKING:
@@ -83,6 +77,10 @@ class StepResult:
         self.chunks: list[tuple[Segment, int]] = []
 
 
+def nobody_cares(_segment: Segment) -> None:
+    """Of a prompt whose deadline is lost."""
+
+
 class SimInstance:
     """Invariant: ``0 <= kv_used <= kv_capacity``; ``num_decodes`` and ``context_sum`` match
     ``running``."""
@@ -101,6 +99,7 @@ class SimInstance:
         self.instance_id = instance_id
         self.role = role
         self.truth = truth
+        self._tokens_per_s = 1e3 / truth.prefill_ms
         self.batcher = batcher
         self.slo_ms = 1e3 * slo_tbt_s
         self.kv_capacity = kv_capacity
@@ -134,18 +133,24 @@ class SimInstance:
         self.busy_ms = 0.0
         # views of the scheduler
         self.outstanding_tokens = 0
-        self.inbound: dict[Segment, None] = {}
-        """Parts of prompts whose KV has not come yet."""
+        self._inbound: dict[Segment, None] = {}
+        self.inbound_tokens = 0
+        """Of parts of prompts whose KV has not come yet."""
         self.lost_tokens = 0
         """Part of the outstanding tokens that belongs to prompts which yield to all others."""
         self.pending: dict[RequestRecord, int] = {}
         """Requests that will decode here and can still be in time, with their prompt tokens."""
         self.pending_context = 0
-        self.on_lost: Callable[[Segment], None] = lambda segment: None
+        self.on_lost: Callable[[Segment], None] = nobody_cares
 
     @property
     def kv_free(self) -> int:
         return self.kv_capacity - self.kv_used
+
+    @property
+    def lacks_room(self) -> bool:
+        """For the next token of every decode."""
+        return self.kv_used + self.num_decodes > self.kv_capacity
 
     @property
     def has_work(self) -> bool:
@@ -165,10 +170,16 @@ class SimInstance:
         """It decodes now, or will not in time; asked again, nothing happens."""
         self.pending_context -= self.pending.pop(record, 0)
 
-    @property
-    def inbound_tokens(self) -> int:
-        """Prompt tokens of parts still to come."""
-        return sum(segment.remaining for segment in self.inbound)
+    def expect_part(self, segment: Segment) -> None:
+        """Part of a prompt that is cut elsewhere will come here."""
+        self._inbound[segment] = None
+        self.inbound_tokens += segment.remaining
+
+    def settle_part(self, segment: Segment) -> None:
+        """It came, or will not; asked again, nothing happens."""
+        if segment in self._inbound:
+            del self._inbound[segment]
+            self.inbound_tokens -= segment.remaining
 
     # ---- prompts -------------------------------------------------------------------------
 
@@ -204,6 +215,8 @@ class SimInstance:
 
     def sweep(self) -> None:
         """Remove cancelled segments and free what they hold. Handoffs in flight free their own."""
+        if not self._cancelled:
+            return
         for segment in self._cancelled:
             if segment in self.running:
                 self.free(self.leave_decodes(segment))
@@ -231,24 +244,26 @@ class SimInstance:
         ordered, lost, queue = self._ordered, self._lost, []
         if lost and self.batcher.lost_turn:
             queue.append(lost[0])
-        tokens_per_s = 1e3 / self.truth.prefill_ms
+        tokens_per_s, fifo = self._tokens_per_s, self.fifo
         step_s = 1e-3 * self.slo_ms if self.num_decodes else 0.0
         index = 0
         while index < len(ordered) and reach > 0:
             segment = ordered[index][2]
-            view = PromptView(segment.record.arrival_s, segment.deadline_s, segment.remaining)
-            if self.fifo or not is_lost(view, now_s, tokens_per_s, step_s):
+            remaining = segment.remaining
+            if fifo or not misses(segment.deadline_s, remaining, now_s, tokens_per_s, step_s):
                 queue.append(segment)
-                reach -= segment.remaining
+                reach -= remaining
                 index += 1
             else:
                 del ordered[index]
                 lost.append(segment)
                 segment.lost = True
                 self.on_lost(segment)
-                self.lost_tokens += segment.remaining
-        for segment in lost if reach > 0 else ():
-            if reach > 0 and segment not in queue[:1]:
+                self.lost_tokens += remaining
+        for segment in lost:
+            if reach <= 0:
+                break
+            if not queue or segment is not queue[0]:
                 reach -= segment.remaining
                 queue.append(segment)
         return queue
@@ -315,7 +330,7 @@ class SimInstance:
             return None
         slack_ms = min(self.slo_ms, self._joined_slack_ms) if num_decodes else math.inf
         self._joined_slack_ms = math.inf
-        prompts = [(segment.remaining, segment.context) for segment in queue]
+        prompts = [(segment.remaining, segment.context) for segment in queue] if queue else ()
         plan = self.batcher.plan(StepLoad(num_decodes, self.context_sum, slack_ms, prompts))
         tokens, context2 = self._fill(plan, queue) if queue else (0, 0.0)
         if tokens == 0 and num_decodes == 0:
@@ -407,7 +422,7 @@ class SimInstance:
         """Make the next token of every decode fit: between steps the newest decodes leave, to start
         over as prompts (vLLM's recompute); beside the last decode prompts lose their progress."""
         preempted: list[Segment] = []
-        while self.kv_used + self.num_decodes > self.kv_capacity:
+        while self.lacks_room:
             if self.num_decodes <= 1:
                 if self._forget_progress(None):
                     continue

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from dynaserve.sim.instance import Segment, SimInstance
+from dynaserve.sim.instance import Segment, SimInstance, nobody_cares
 from dynaserve.sim.record import RequestRecord
 from dynaserve.sim.traces import SimRequest
 from services.global_sched.admission import Admission
@@ -33,6 +33,7 @@ from services.gpu_instance.batcher import Batcher, BatcherSettings
 from shared.latency_model import LatencyModel
 
 FULL_COLLECTION_EVERY = 5
+_runs = count(1)
 Event = tuple[float, int, Callable[[], None]]
 
 
@@ -90,15 +91,19 @@ class SimOutcome:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection: what a run makes lives to its end, scanning it is time lost."""
+    """No garbage collection: what a run makes lives to its end, scanning it is time lost.
+
+    Afterwards it goes without, as it holds no cycles but those of requests still under way.
+    """
     was_on = gc.isenabled()
-    # What the last run left, or a search would pile up gigabytes. It is young: only now and then
-    # are the tens of thousands of objects of the imported packages looked through as well.
-    gc.collect(1 if gc.get_count()[2] < FULL_COLLECTION_EVERY else 2)
+    gc.unfreeze()
+    if next(_runs) % FULL_COLLECTION_EVERY == 0:
+        gc.collect()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()  # or the next collection would look through all of it
         if was_on:
             gc.enable()
 
@@ -162,6 +167,8 @@ class Simulator:
         self._missed = 0
         with collector_paused():
             self._run(requests, max_missed, progress)
+        for instance in self.instances:
+            instance.on_lost = nobody_cares  # else a cycle
         return self.outcome
 
     def _run(
@@ -331,7 +338,7 @@ class Simulator:
             beta = Segment(record, "beta", tail, cut, rest, not first, deadline)
             self._betas[record] = (decoder, beta)
             if tail:
-                decoder.inbound[beta] = None
+                decoder.expect_part(beta)
         segment.last_token_s = self.now_s if record.emitted else -1.0
         decoder.expect(record, prompt)
         self._touch(decoder)
@@ -410,8 +417,9 @@ class Simulator:
                 self._prefilled(instance, segment)
         for segment in result.finished:
             self._decoded(instance, segment)
-        for segment in instance.preempt():
-            self._preempted(instance, segment)
+        if instance.lacks_room:
+            for segment in instance.preempt():
+                self._preempted(instance, segment)
         if instance.instance_id in self._inbound:
             self._retry_inbound(instance)
         instance.sweep()
@@ -459,7 +467,7 @@ class Simulator:
         """It yields to all others from now on: nobody counts on it."""
         beta, beta_segment = self._betas.get(segment.record, (instance, segment))
         self._settle(beta, segment.record)
-        beta.inbound.pop(beta_segment, None)
+        beta.settle_part(beta_segment)
 
     def _settle(self, decoder: SimInstance, record: RequestRecord) -> None:
         """The request decodes now, or will not in time: it is no longer pending."""
@@ -486,8 +494,9 @@ class Simulator:
         record = segment.record
         record.finished_s = self.now_s
         self.predictor.observe(record.request.traffic_class, record.request.output_tokens)
-        if record.decision is not None:
+        if record.decision is not None and self.settings.refuse_lost:
             self.admission.error.observe(record.decision.chosen.ttft_s, record.ttft_s)
+        record.live.clear()
         self._judge(record)
 
     def _judge(self, record: RequestRecord) -> None:
@@ -537,7 +546,7 @@ class Simulator:
         del self._betas[record]
         alpha.free(done.context)
         beta.hold(done.context)
-        beta.inbound.pop(beta_segment, None)
+        beta.settle_part(beta_segment)
         beta.outstanding_tokens += beta_segment.remaining
         beta_segment.context = done.context
         record.live = [(beta, beta_segment)]
@@ -556,7 +565,7 @@ class Simulator:
             self._adopt(alpha, done, beta_segment)
             return
         beta, _ = self._betas.pop(record)
-        beta.inbound.pop(beta_segment, None)
+        beta.settle_part(beta_segment)
         self._settle(beta, record)
         beta_segment.context = done.context
         record.live = [(alpha, beta_segment)]
@@ -576,7 +585,7 @@ class Simulator:
     def _end_alpha_early(self, alpha: SimInstance, segment: Segment) -> None:
         """The request ended before its cut: beta never gets it."""
         beta, beta_segment = self._betas.pop(segment.record)
-        beta.inbound.pop(beta_segment, None)
+        beta.settle_part(beta_segment)
         self._settle(beta, segment.record)
         self._finish(alpha, segment)
 
@@ -597,7 +606,7 @@ class Simulator:
         """Withdraw what is left of the request and place it anew."""
         pair = self._betas.pop(record, None)
         if pair and pair[0].alive:
-            pair[0].inbound.pop(pair[1], None)
+            pair[0].settle_part(pair[1])
             pair[1].cancelled = True
             self._settle(pair[0], record)
         for holder, segment in record.live:

@@ -99,7 +99,15 @@ def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float
 
     Its token comes at the end of a step, which takes ``step_s`` or as long as the prompt needs.
     """
-    return now_s + max(prompt.remaining_tokens / tokens_per_s, step_s) > prompt.deadline_s
+    return misses(prompt.deadline_s, prompt.remaining_tokens, now_s, tokens_per_s, step_s)
+
+
+def misses(
+    deadline_s: float, remaining_tokens: int, now_s: float, tokens_per_s: float, step_s: float
+) -> bool:
+    """`is_lost`, of a prompt given by its parts."""
+    needs_s = remaining_tokens / tokens_per_s
+    return now_s + (needs_s if needs_s > step_s else step_s) > deadline_s
 
 
 def prompt_rank(
@@ -154,12 +162,15 @@ class Batcher:
         if self.static_tokens is not None:
             return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
         settings = self.settings
-        if load.num_decodes == 0:
+        num_decodes, context_tokens, slack_ms, coming = load
+        if num_decodes == 0:
             # Read twice below, and engines may give an iterator: it would be empty the second time.
             load = load._replace(prompts=tuple(islice(load.prompts, MAX_PROMPTS_READ)))
             return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
-        limit_ms = load.slack_ms * self.relief / (1.0 + self.margin)
-        decode_ms = self.model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        limit_ms = slack_ms * self.relief / (1.0 + self.margin)
+        if not coming:
+            return StepPlan(num_decodes, limit_ms)
+        decode_ms = self.online.model.decode_step_ms(num_decodes, context_tokens)
         if self.step_index % (settings.lost_every if decode_ms > limit_ms else FORCED_EVERY) == 0:
             prompts = tuple(islice(load.prompts, MAX_PROMPTS_READ))
             load = load._replace(prompts=prompts)
@@ -167,7 +178,7 @@ class Batcher:
         else:
             least = 0
         prefill = max(self._prefill_tokens(limit_ms, load), least)
-        return StepPlan(load.num_decodes + prefill, limit_ms)
+        return StepPlan(num_decodes + prefill, limit_ms)
 
     def _free_limit_ms(self, load: StepLoad) -> float:
         """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
@@ -187,15 +198,17 @@ class Batcher:
         A prompt that would end in this step decodes in the next: where that step would be too long,
         its last token waits. Else every decode there would miss its SLO for one that came.
         """
-        model = self.online.model
-        next_ms = model.decode_step_ms(load.num_decodes, load.decode_context_tokens)
+        model, settings = self.online.model, self.settings
+        num_decodes, context_tokens, _, prompts = load
+        next_ms = model.decode_step_ms(num_decodes, context_tokens)
         room_ms = limit_ms - next_ms
-        longest_ms = limit_ms * self.settings.decode_fill if load.num_decodes else math.inf
-        left = max(self.settings.max_num_batched_tokens - load.num_decodes, 0)
+        longest_ms = limit_ms * settings.decode_fill if num_decodes else math.inf
+        left = max(settings.max_num_batched_tokens - num_decodes, 0)
         total = 0
-        for tokens, context in load.prompts:
+        _, decode_ms, context_ms, _, _ = model
+        for tokens, context in prompts:
             fits = min(tokens, left, model.prefill_tokens_in(room_ms, context))
-            next_ms += model.decode_ms + model.context_ms * (tokens + context)
+            next_ms += decode_ms + context_ms * (tokens + context)
             if fits == tokens and next_ms > longest_ms:
                 fits -= 1
             total += fits

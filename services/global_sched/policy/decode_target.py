@@ -50,7 +50,7 @@ def _target(turn: Turn, settings: TargetSettings) -> int:
     lifetime_ms = max(mean, 1.0) * turn.slo_ms
     decode_ms = first.own_decode_ms(turn.context) + _coming_decode_ms(turn, lifetime_ms)
     contexts = turn.prompt + mean
-    contexts += sum([pace.view.decode_context_tokens for pace in paces])
+    contexts += sum([pace.decode_context_tokens for pace in paces])
     kv_tokens = settings.kv_fill * first.kv_capacity_tokens
     needed = max(decode_ms / room_ms, contexts / kv_tokens)
     overflow = min(settings.overflow, 1e3 * turn.request.slo_ttft_s / lifetime_ms) / len(paces)

@@ -157,7 +157,7 @@ class DynaServe:
         """When alpha has done its part, and how long its KV is on the way then. Seconds."""
         own = max(min(cut, turn.prompt) - alpha.cached, 1)
         alpha_s = 1e-3 * alpha.pace.prefill_ms(own, turn.horizon_ms)
-        sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.pace.view, cut, turn.pool)
+        sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.view, cut, turn.pool)
         return sent
 
     def _bear(self, beta: End, cut: int, turn: Turn) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.global_sched.policy.predict import pace_of
-from services.global_sched.policy.views import Pace, PoolView, RequestView
+from services.global_sched.policy.views import InstanceView, Pace, PoolView, RequestView
 
 LEAST_HORIZON_MS = 1.0
 
@@ -54,8 +54,8 @@ class Turn:
         self.share_hurt_by_one_gap = _share_hurt_by_one_gap(request)
 
     def end(self, index: int, holders: frozenset[Pace]) -> End:
-        pace = self.paces[index]
-        return End(pace, self.prompt - self.uncached[index], pace in holders, self)
+        pace, cached = self.paces[index], self.prompt - self.uncached[index]
+        return End(self.pool.instances[index], pace, cached, pace in holders, self)
 
 
 def _share_hurt_by_one_gap(request: RequestView) -> float:
@@ -83,16 +83,19 @@ class End:
         "sent",
         "step_s",
         "tokens_per_ms",
+        "view",
         "wait_ms",
     )
 
-    def __init__(self, pace: Pace, cached: int, holds: bool, turn: Turn) -> None:
+    def __init__(
+        self, view: InstanceView, pace: Pace, cached: int, holds: bool, turn: Turn
+    ) -> None:
         """``cached``: prompt tokens of this request it need not compute; ``holds``: it should
         decode."""
-        self.pace, self.instance_id = pace, pace.instance_id
+        self.view, self.pace, self.instance_id = view, pace, pace.instance_id
         self.wait_ms, self.all_wait_ms = pace.wait_ms, pace.all_wait_ms
         self.tokens_per_ms, self.kv_free_tokens = pace.tokens_per_ms, pace.kv_free_tokens
-        self.num_decodes = num_decodes = pace.view.num_decodes
+        self.num_decodes = num_decodes = pace.num_decodes
         self.cached, self.holds = cached, holds
         self.own_ms = pace.own_decode_ms(turn.context)
         """Marginal step time of this request."""
@@ -101,7 +104,7 @@ class End:
         self.met_step_s = turn.slo_s if pace.all_wait_ms > 0.0 else step_s
         """The step in progress when a part of a prompt arrives here; as long as the SLO where
         prompts queue."""
-        idle = num_decodes == 0 and pace.view.outstanding_prefill_tokens == 0
+        idle = num_decodes == 0 and pace.wait_ms == 0.0
         self.next_step_s = step_s if idle else turn.slo_s
         """The same when a whole context arrives: what is inbound is behind it."""
         self.sent: dict[int, tuple[float, float]] = {}

@@ -8,12 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar, dataclass_transform
 
 from shared.latency_model import LatencyModel
 
 Role = Literal["any", "prefill", "decode"]
 CutKind = Literal["unsplit", "cut"]
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def snapshot(cls: type[T]) -> type[T]:
+    """A dataclass that the type checker holds to be frozen.
+
+    At run time it is not: that costs 2 us of each view, and a placement makes a dozen.
+    """
+    return dataclass(slots=True)(cls)
 
 
 class LengthQuantiles(NamedTuple):
@@ -25,7 +35,7 @@ class LengthQuantiles(NamedTuple):
     mean: float
 
 
-@dataclass(frozen=True, slots=True)
+@snapshot
 class RequestView:
     """One request to place."""
 
@@ -46,7 +56,7 @@ class RequestView:
         return self.num_prompt_tokens + self.max_tokens - 2
 
 
-@dataclass(frozen=True, slots=True)
+@snapshot
 class InstanceView:
     """One instance: what it reported plus what was placed on it since."""
 
@@ -86,17 +96,18 @@ class Pace:
         "all_wait_ms",
         "base_ms",
         "context_ms",
+        "decode_context_tokens",
         "decode_ms",
         "each_decode_ms",
         "inbound_ms",
         "instance_id",
         "kv_capacity_tokens",
         "kv_free_tokens",
+        "num_decodes",
         "rank",
         "running_decode_ms",
         "step_ms",
         "tokens_per_ms",
-        "view",
         "wait_ms",
     )
 
@@ -104,7 +115,9 @@ class Pace:
         """``tokens_per_ms``: prefill speed. ``running_decode_ms``: marginal step time of what
         decodes here now."""
         model = view.model
-        self.view, self.instance_id = view, view.instance_id
+        self.instance_id = view.instance_id
+        self.num_decodes = view.num_decodes
+        self.decode_context_tokens = view.decode_context_tokens
         self.tokens_per_ms = tokens_per_ms
         self.running_decode_ms = running_decode_ms
         self.base_ms, self.each_decode_ms, self.context_ms = model[:3]
@@ -148,7 +161,7 @@ class Pace:
         return own_ms + self.inbound_ms
 
 
-@dataclass(frozen=True, slots=True)
+@snapshot
 class PoolView:
     """Every instance that takes work, and what holds for the whole pool."""
 
@@ -193,7 +206,7 @@ def prediction_of(weighed: Weighed) -> Prediction:
     return Prediction(*weighed[3:])
 
 
-@dataclass(frozen=True, slots=True)
+@snapshot
 class Decision:
     """Where the request runs, why, and every candidate that was weighed."""
 
