@@ -7,15 +7,24 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def timed(
+class Times(NamedTuple):
+    """Seconds of each call, by wall clock and CPU."""
+
+    wall: NDArray[np.float64]
+    cpu: NDArray[np.float64]
+
+
+def clocked(
     call: Callable[[int], object], number: int, between: Callable[[int], object] | None = None
-) -> dict[str, float]:
-    """Microseconds of ``call(0)`` to ``call(number - 1)`` by wall clock and CPU; ``between`` runs
-    before each and is not counted."""
+) -> Times:
+    """Times of ``call(0)`` to ``call(number - 1)``; ``between`` runs before each and is not
+    counted."""
     wall, cpu = np.empty(number), np.empty(number)
     for index in range(number):
         if between is not None:
@@ -23,13 +32,25 @@ def timed(
         start, start_cpu = time.perf_counter(), time.thread_time()
         call(index)
         wall[index], cpu[index] = time.perf_counter() - start, time.thread_time() - start_cpu
-    p50, p99 = np.percentile(1e6 * wall, [50, 99])
+    return Times(wall, cpu)
+
+
+def told(times: Times) -> dict[str, float]:
+    """Microseconds and calls a second."""
+    p50, p99 = np.percentile(1e6 * times.wall, [50, 99])
     return {
         "p50_us": round(float(p50), 1),
         "p99_us": round(float(p99), 1),
-        "p99_cpu_us": round(float(np.percentile(1e6 * cpu, 99)), 1),
-        "per_s_one_core": round(number / float(cpu.sum())),
+        "p99_cpu_us": round(float(np.percentile(1e6 * times.cpu, 99)), 1),
+        "per_s_one_core": round(len(times.cpu) / float(times.cpu.sum())),
     }
+
+
+def timed(
+    call: Callable[[int], object], number: int, between: Callable[[int], object] | None = None
+) -> dict[str, float]:
+    """`clocked` and `told`."""
+    return told(clocked(call, number, between))
 
 
 def show(body: Mapping[str, object]) -> None:

@@ -17,7 +17,6 @@ from services.global_sched.memory import AnswerMemory
 from services.global_sched.meters import SchedulerMeters
 from services.global_sched.placement import (
     Placement,
-    by_id,
     carry_out,
     decide,
     is_held_to_its_slo,
@@ -31,6 +30,7 @@ from services.global_sched.pool_view import PoolTracker, burdens
 from services.global_sched.prefixes import PrefixKnowledge
 from services.global_sched.settings import SchedulerSettings
 from services.global_sched.spans import record_decision
+from services.global_sched.wire import segment_messages
 from shared.actor import Actor
 from shared.bus import Bus, Delivery
 from shared.clock import Clock
@@ -184,7 +184,7 @@ class SchedulerActor(Actor):
         started_s = time.perf_counter()
         now_s, heard_s = self.clock.unix_s(), self.clock.monotonic_s()
         ready = self.pool.ready(place.avoid, heard_s)
-        records, coordinators = by_id(ready), self.registry.coordinators
+        records, coordinators = self.pool.records, self.registry.coordinators
         request = self._view(place, ready)
         pool = self.pool.view(now_s, ready, self.learning.guard.unsplit_classes)
         decision = decide(place, request, self.policy, pool, records, bool(coordinators))
@@ -246,8 +246,8 @@ class SchedulerActor(Actor):
         opening, plan = placement.opening, placement.plan
         if opening is not None and plan.coordinator_id is not None:
             await self.bus.publish(self.subjects.handoff(plan.coordinator_id), opening)
-        for instance_id, segment in placement.segments:
-            await self.bus.publish(self.subjects.segment(instance_id), segment)
+        for instance_id, message in segment_messages(placement.segments, delivery.data):
+            await self.bus.publish(self.subjects.segment(instance_id), message)
         await self.bus.respond(delivery, answer)
 
     async def _tell_wait(self, place: Place, delivery: Delivery, verdict: Verdict) -> None:

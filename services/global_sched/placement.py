@@ -24,8 +24,9 @@ from services.global_sched.policy.views import (
 )
 from shared.errors import HandoffError, InvalidRequest, NoInstance
 from shared.pairing import choose_transport, differences
+from shared.schemas import place as place_schema
 from shared.schemas.handoff import HandoffOpen
-from shared.schemas.message import num_tokens
+from shared.schemas.message import num_tokens, unchecked
 from shared.schemas.place import Place, Plan
 from shared.schemas.registry import InstanceRecord
 from shared.schemas.segment import HandoffRef, Segment
@@ -248,29 +249,28 @@ def carry_out(
     coordinator_id = None
     if decision.cut is not None:
         coordinator_id = choose_coordinator(handoff_id, coordinators)
-    plan = Plan.model_validate(
-        {
-            "request_id": place.request.request_id,
-            "epoch": place.epoch,
-            "scheduler_id": scheduler_id,
-            "policy": policy,
-            "alpha_id": decision.alpha_id,
-            "beta_id": decision.beta_id,
-            "cut": decision.cut,
-            "coordinator_id": coordinator_id,
-            "handoff_id": handoff_id if coordinator_id is not None else None,
-            "reason": decision.reason,
-            "control_group": decision.control_group,
-            "traffic_class": request.traffic_class,
-            "predicted_output_tokens": request.length.mean,
-            "predicted_cached_tokens": request.cached_tokens.get(decision.alpha_id, 0),
-            "unsplit": _told(decision.unsplit),
-            "disaggregated": _told(decision.disaggregated),
-            "chosen": _told(_predicted(decision)),
-            "unforced": decision.unforced and _as_dict(decision.unforced),
-            "candidates": _cheapest(decision.weighed, max_candidates),
-            "decision_s": decision_s,
-        }
+    plan = unchecked(
+        Plan,
+        request_id=place.request.request_id,
+        epoch=place.epoch,
+        scheduler_id=scheduler_id,
+        policy=policy,
+        alpha_id=decision.alpha_id,
+        beta_id=decision.beta_id,
+        cut=decision.cut,
+        coordinator_id=coordinator_id,
+        handoff_id=handoff_id if coordinator_id is not None else None,
+        reason=decision.reason,
+        control_group=decision.control_group,
+        traffic_class=request.traffic_class,
+        predicted_output_tokens=request.length.mean,
+        predicted_cached_tokens=request.cached_tokens.get(decision.alpha_id, 0),
+        unsplit=_told(decision.unsplit),
+        disaggregated=_told(decision.disaggregated),
+        chosen=_told(_predicted(decision)),
+        unforced=decision.unforced and _told_candidate(*decision.unforced),
+        candidates=_cheapest(decision.weighed, max_candidates),
+        decision_s=decision_s,
     )
     if decision.cut is None or decision.beta_id is None or coordinator_id is None:
         whole = Segment(
@@ -342,9 +342,23 @@ def _handoff_deadline_s(
     return min(place.request.deadline_s, now_s + allowed_s)
 
 
-def _told(prediction: Prediction | None) -> dict[str, float] | None:
-    """As a dict: the plan is validated in one call, which costs a third of doing it by parts."""
-    return None if prediction is None else prediction._asdict()
+def _told(prediction: Prediction | None) -> place_schema.Prediction | None:
+    if prediction is None:
+        return None
+    ttft_s, tbt_s, cost = prediction
+    return unchecked(place_schema.Prediction, ttft_s=ttft_s, tbt_s=tbt_s, cost=cost)
+
+
+def _told_candidate(
+    alpha_id: str, beta_id: str | None, cut: int | None, prediction: Prediction
+) -> place_schema.Candidate:
+    return unchecked(
+        place_schema.Candidate,
+        alpha_id=alpha_id,
+        beta_id=beta_id,
+        cut=cut,
+        prediction=_told(prediction),
+    )
 
 
 def _predicted(decision: Decision) -> Prediction | None:
@@ -355,14 +369,6 @@ def _predicted(decision: Decision) -> Prediction | None:
     return next((prediction_of(each) for each in decision.weighed if each[:3] == done), None)
 
 
-def _cheapest(weighed: Iterable[Weighed], count: int) -> list[dict[str, object]]:
+def _cheapest(weighed: Iterable[Weighed], count: int) -> list[place_schema.Candidate]:
     chosen = sorted(weighed, key=cost_of)[:count]
-    return [_as_dict(Candidate(*each[:3], prediction_of(each))) for each in chosen]
-
-
-def _as_dict(candidate: Candidate) -> dict[str, object]:
-    return candidate._asdict() | {"prediction": candidate.prediction._asdict()}
-
-
-def by_id(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:
-    return {record.instance_id: record for record in records}
+    return [_told_candidate(*each[:3], prediction_of(each)) for each in chosen]

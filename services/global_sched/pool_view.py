@@ -9,9 +9,15 @@ monotonic seconds of the scheduler's own clock: those of instances may be off.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from services.global_sched.policy.views import InstanceView, PoolView, RequestView, Role
+from services.global_sched.policy.views import (
+    DEFAULT_LINK_BYTES_PER_S,
+    InstanceView,
+    PoolView,
+    RequestView,
+    Role,
+)
 from shared.latency_model import LatencyModel, LatencyProfile
 from shared.schemas.registry import Geometry, InstanceRecord
 from shared.schemas.telemetry import InstanceLoad
@@ -62,6 +68,8 @@ class PoolTracker:
 
     def __init__(self) -> None:
         self._tracked: dict[str, _Tracked] = {}
+        self.records: dict[str, InstanceRecord] = {}
+        """Of every instance, ready or not."""
         self._roles: Mapping[str, Role] = {}
         self._default_model = LatencyProfile.load().model
         self.num_lost = 0
@@ -72,8 +80,11 @@ class PoolTracker:
     ) -> None:
         """An instance came, changed or left."""
         known = self._tracked.get(instance_id)
+        if record is not None:
+            self.records[instance_id] = record
         if record is None:
             self._tracked.pop(instance_id, None)
+            self.records.pop(instance_id, None)
         elif known is None or known.record.started_s != record.started_s:
             self._tracked[instance_id] = _Tracked(record, self._model_of(record), heard_s=now_s)
         else:
@@ -135,7 +146,8 @@ class PoolTracker:
         unsplit_classes: frozenset[str] = frozenset(),
     ) -> PoolView:
         """The snapshot a policy decides on; ``now_s`` in unix seconds."""
-        views = tuple(self._view(self._tracked[record.instance_id]) for record in among)
+        tracked = [self._tracked[record.instance_id] for record in among]
+        views = tuple([each.view or self._make_view(each) for each in tracked])
         if not among:
             return PoolView(now_s, views)
         token_bytes = kv_token_bytes(among[0].geometry)
@@ -143,7 +155,7 @@ class PoolTracker:
 
     def num_queued(self, among: list[InstanceRecord]) -> int:
         """Requests on these instances that have no first token yet; call ``view`` before."""
-        return sum(self._tracked[record.instance_id].queued for record in among)
+        return sum([self._tracked[record.instance_id].queued for record in among])
 
     def last_load(self, instance_id: str) -> InstanceLoad | None:
         tracked = self._tracked.get(instance_id)
@@ -163,54 +175,55 @@ class PoolTracker:
     def num_silent(self, now_s: float) -> int:
         return sum(tracked.is_silent(now_s) for tracked in list(self._tracked.values()))
 
-    def _view(self, tracked: _Tracked) -> InstanceView:
-        if tracked.view is None:
-            tracked.view = self._make_view(tracked)
-        return tracked.view
-
     def _make_view(self, tracked: _Tracked) -> InstanceView:
+        """What it reported, with what was placed on it since; kept until either changes."""
         record, load = tracked.record, tracked.load
-        burdens = [burden for _, burden in tracked.unseen.values()]
-        prefill = sum(burden.prefill_tokens for burden in burdens)
-        inbound = sum(burden.inbound_tokens for burden in burdens)
-        context = sum(burden.context_tokens for burden in burdens)
-        decodes = sum(burden.decodes for burden in burdens)
+        prefill = inbound = context = decodes = 0
+        for _, burden in tracked.unseen.values():
+            prefill += burden.prefill_tokens
+            inbound += burden.inbound_tokens
+            context += burden.context_tokens
+            decodes += burden.decodes
         role = self._roles.get(record.instance_id, record.role)
         block_size = record.geometry.block_size
         capacity = record.num_blocks * block_size
-        view = InstanceView(
-            record.instance_id,
-            tracked.model,
-            role=role,
-            outstanding_prefill_tokens=prefill,
-            inbound_prefill_tokens=inbound,
-            pending_decodes=decodes,
-            pending_decode_context_tokens=context,
-            kv_free_tokens=capacity - context,
-            kv_capacity_tokens=capacity,
-            max_num_batched_tokens=record.max_num_batched_tokens,
-        )
         tracked.queued = decodes
         if load is None:
-            return view
-        tracked.queued += _without_first_token(load)
-        return replace(
-            view,
-            model=load.latency.model() if load.latency else tracked.model,
-            num_decodes=load.num_decodes,
-            decode_context_tokens=load.context_sum,
-            outstanding_prefill_tokens=prefill
-            + load.outstanding_prefill_tokens
-            - load.late_prefill_tokens,
-            inbound_prefill_tokens=inbound + load.inbound_prefill_tokens,
-            late_prefill_tokens=load.late_prefill_tokens,
-            pending_decodes=decodes + load.num_pending_decodes,
-            pending_decode_context_tokens=context + load.pending_decode_context_tokens,
-            kv_free_tokens=load.free_blocks * block_size - context,
-            static_tokens=_static_tokens(load.batcher_mode),
-            slo_headroom=load.slo_headroom,
-            link_bytes_per_s=_link_speed(load, view.link_bytes_per_s),
-        )
+            view = InstanceView(
+                record.instance_id,
+                tracked.model,
+                role=role,
+                outstanding_prefill_tokens=prefill,
+                inbound_prefill_tokens=inbound,
+                pending_decodes=decodes,
+                pending_decode_context_tokens=context,
+                kv_free_tokens=capacity - context,
+                kv_capacity_tokens=capacity,
+                max_num_batched_tokens=record.max_num_batched_tokens,
+            )
+        else:
+            tracked.queued += _without_first_token(load)
+            late = load.late_prefill_tokens
+            view = InstanceView(
+                record.instance_id,
+                load.latency.model() if load.latency else tracked.model,
+                role,
+                load.num_decodes,
+                load.context_sum,
+                prefill + load.outstanding_prefill_tokens - late,
+                inbound + load.inbound_prefill_tokens,
+                late,
+                decodes + load.num_pending_decodes,
+                context + load.pending_decode_context_tokens,
+                load.free_blocks * block_size - context,
+                capacity,
+                record.max_num_batched_tokens,
+                _static_tokens(load.batcher_mode),
+                load.slo_headroom,
+                _link_speed(load, DEFAULT_LINK_BYTES_PER_S),
+            )
+        tracked.view = view
+        return view
 
     def _model_of(self, record: InstanceRecord) -> LatencyModel:
         latency = record.latency
@@ -254,11 +267,15 @@ def _without_first_token(load: InstanceLoad) -> int:
 
 
 def _static_tokens(batcher_mode: str) -> int | None:
+    if batcher_mode == "slo":
+        return None
     kind, _, tokens = batcher_mode.partition(":")
     return int(tokens) if kind == "static" and tokens.isdigit() else None
 
 
 def _link_speed(load: InstanceLoad, otherwise: float) -> float:
     """The best of its links: the view knows no pairs, and a peer is chosen that it reaches well."""
+    if not load.links:
+        return otherwise
     speeds = [link.bytes_per_s for link in load.links if link.bytes_per_s > 0.0]
     return max(speeds, default=otherwise)

@@ -69,14 +69,15 @@ class PrefixIndex:
     def leading(self, chunks: Iterable[bytes]) -> dict[str, int]:
         """How many of a prompt's leading chunks each instance holds; those with none left out."""
         found: dict[str, int] = {}
-        depth, holding = 0, -1
+        depth, holding, who = 0, -1, self._holders.get
         for chunk in chunks:
-            still = self._holders.get(chunk, 0) & holding
-            if depth and still != holding:
-                self._note(found, holding & ~still, depth)
-            holding = still
-            if not holding:
-                return found
+            still = who(chunk, 0) & holding
+            if still != holding:
+                if depth:
+                    self._note(found, holding & ~still, depth)
+                if not still:
+                    return found
+                holding = still
             depth += 1
         if depth:
             self._note(found, holding, depth)

@@ -115,7 +115,7 @@ class DynaServe:
             self._cut(alpha, beta, cut, turn)
             for alpha in alphas
             for beta in betas
-            if alpha.pace is not beta.pace
+            if alpha is not beta
             for cut in _cut_points(alpha, beta, turn)
         ]
 
@@ -147,7 +147,7 @@ class DynaServe:
             late = (moved_s + step_s + tbt_s - turn.slo_s) / step_s * turn.share_hurt_by_one_gap
             if late > 0.0:
                 burden_s += self.settings.miss_weight_s * min(late, 1.0)
-            tbt_s = max(tbt_s, moved_s + 0.5 * step_s + tbt_s)
+            tbt_s = moved_s + 0.5 * step_s + tbt_s
             if tail < 0:
                 share = min(-tail / max(turn.mean, 1.0), 1.0)
                 burden_s += share * self._burden_s(alpha.pace, alpha.own_ms, cut, alpha.holds, turn)
@@ -155,8 +155,9 @@ class DynaServe:
 
     def _send(self, alpha: End, cut: int, turn: Turn) -> tuple[float, float]:
         """When alpha has done its part, and how long its KV is on the way then. Seconds."""
-        own = max(min(cut, turn.prompt) - alpha.cached, 1)
-        alpha_s = 1e-3 * alpha.pace.prefill_ms(own, turn.horizon_ms)
+        prompt = turn.prompt
+        own = (cut if cut < prompt else prompt) - alpha.cached
+        alpha_s = 1e-3 * alpha.pace.prefill_ms(own if own > 1 else 1, turn.horizon_ms)
         sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.view, cut, turn.pool)
         return sent
 

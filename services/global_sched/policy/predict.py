@@ -48,7 +48,8 @@ def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, slo_tbt_s: flo
 
 def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:
     """Exposed transfer time: all but the last chunk moved while alpha was still computing."""
-    tail = min(tokens, view.max_num_batched_tokens)
+    chunk = view.max_num_batched_tokens
+    tail = tokens if tokens < chunk else chunk
     return pool.handoff_latency_s + tail * pool.kv_bytes_per_token / view.link_bytes_per_s
 
 

@@ -16,6 +16,8 @@ Role = Literal["any", "prefill", "decode"]
 CutKind = Literal["unsplit", "cut"]
 T = TypeVar("T")
 
+DEFAULT_LINK_BYTES_PER_S = 270e9
+
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def snapshot(cls: type[T]) -> type[T]:
@@ -81,7 +83,7 @@ class InstanceView:
     static_tokens: int | None = None
     """N when the batcher runs in mode 'static:N'."""
     slo_headroom: float = 1.0
-    link_bytes_per_s: float = 270e9
+    link_bytes_per_s: float = DEFAULT_LINK_BYTES_PER_S
     paces: dict[float, Pace] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What `pace_of` worked out, by TBT SLO: the same view serves many placements."""
 

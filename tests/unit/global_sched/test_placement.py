@@ -11,7 +11,6 @@ from services.global_sched.placement import (
     FORCED_CUT_PARAM,
     FORCED_TRANSPORT_PARAM,
     Placement,
-    by_id,
     carry_out,
     choose_coordinator,
     decide,
@@ -45,7 +44,7 @@ def place_it(
         request,
         POLICIES[policy](),
         tracker.view(0.0, ready),
-        by_id(ready),
+        {record.instance_id: record for record in ready},
         bool(coordinators),
     )
     return carry_out(
@@ -54,7 +53,7 @@ def place_it(
         decision,
         scheduler_id="s",
         policy=policy,
-        records=by_id(ready),
+        records={record.instance_id: record for record in ready},
         coordinators=coordinators,
         now_s=0.0,
         handoff_timeout_s=10.0,
