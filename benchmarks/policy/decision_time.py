@@ -9,7 +9,7 @@ import random
 import sys
 
 from benchmarks.policy.timing import show, timed
-from services.global_sched.policy import POLICIES
+from services.global_sched.policy import POLICIES, dynaserve
 from services.global_sched.policy.views import (
     InstanceView,
     LengthQuantiles,
@@ -86,6 +86,7 @@ def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
 def main() -> None:
     body = {
         "command": " ".join(sys.argv),
+        "compiled": not dynaserve.__file__.endswith(".py"),
         "decision": decisions(),
         "batcher step, 256 running, 64 waiting": batcher_step(),
     }

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.policy.timing import Times, clocked, show, timed, told
 from services.global_sched.actor import SchedulerActor
+from services.global_sched.policy import dynaserve
 from services.global_sched.settings import SchedulerSettings
 from services.global_sched.wire import segment_messages
 from shared.bus import encode
@@ -157,6 +158,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     body = {
         "command": " ".join(["python -m benchmarks.policy.placement_time", *sys.argv[1:]]),
+        "compiled": not dynaserve.__file__.endswith(".py"),
         "load_average": round(os.getloadavg()[0], 2),
         "instances": INSTANCES,
         "reports_between_two_placements": REPORTS_BETWEEN,

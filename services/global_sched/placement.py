@@ -11,7 +11,6 @@ from hashlib import blake2b
 
 from services.global_sched.length_predictor import LengthPredictor
 from services.global_sched.policy.views import (
-    Candidate,
     Decision,
     InstanceView,
     PoolView,
@@ -182,7 +181,7 @@ def force_cut(
         choose_transport(records[alpha_id], records[beta_id], place.forced_transport)
     except HandoffError as error:
         raise InvalidRequest(str(error), FORCED_TRANSPORT_PARAM) from error
-    own = Candidate(decision.alpha_id, decision.beta_id, decision.cut, decision.chosen)
+    own = (decision.alpha_id, decision.beta_id, decision.cut, *decision.chosen)
     return replace(
         decision,
         kind="cut",
@@ -268,7 +267,7 @@ def carry_out(
         unsplit=_told(decision.unsplit),
         disaggregated=_told(decision.disaggregated),
         chosen=_told(_predicted(decision)),
-        unforced=decision.unforced and _told_candidate(*decision.unforced),
+        unforced=_told_candidate(decision.unforced) if decision.unforced else None,
         candidates=_cheapest(decision.weighed, max_candidates),
         decision_s=decision_s,
     )
@@ -349,15 +348,11 @@ def _told(prediction: Prediction | None) -> place_schema.Prediction | None:
     return unchecked(place_schema.Prediction, ttft_s=ttft_s, tbt_s=tbt_s, cost=cost)
 
 
-def _told_candidate(
-    alpha_id: str, beta_id: str | None, cut: int | None, prediction: Prediction
-) -> place_schema.Candidate:
+def _told_candidate(each: Weighed) -> place_schema.Candidate:
+    alpha_id, beta_id, cut, ttft_s, tbt_s, cost = each
+    prediction = unchecked(place_schema.Prediction, ttft_s=ttft_s, tbt_s=tbt_s, cost=cost)
     return unchecked(
-        place_schema.Candidate,
-        alpha_id=alpha_id,
-        beta_id=beta_id,
-        cut=cut,
-        prediction=_told(prediction),
+        place_schema.Candidate, alpha_id=alpha_id, beta_id=beta_id, cut=cut, prediction=prediction
     )
 
 
@@ -371,4 +366,4 @@ def _predicted(decision: Decision) -> Prediction | None:
 
 def _cheapest(weighed: Iterable[Weighed], count: int) -> list[place_schema.Candidate]:
     chosen = sorted(weighed, key=cost_of)[:count]
-    return [_told_candidate(*each[:3], prediction_of(each)) for each in chosen]
+    return [_told_candidate(each) for each in chosen]

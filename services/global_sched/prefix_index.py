@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MAX_GROUPS = 4096
+
 
 class PrefixIndex:
     """Chunks per instance, and for each chunk who holds it (a bit for each instance): a look-up
@@ -24,6 +26,7 @@ class PrefixIndex:
         self._holders: dict[bytes, int] = {}
         self._bits: dict[str, int] = {}
         self._names: dict[int, str] = {}
+        self._groups: dict[int, tuple[str, ...]] = {}
 
     def add(self, instance_id: str, chunks: Iterable[bytes]) -> None:
         """The instance holds these chunks now."""
@@ -55,6 +58,7 @@ class PrefixIndex:
             return
         bit = self._bits.pop(instance_id)
         del self._names[bit]
+        self._groups.clear()
         for chunk in held:
             self._drop(chunk, bit)
 
@@ -84,10 +88,15 @@ class PrefixIndex:
         return found
 
     def _note(self, found: dict[str, int], bits: int, depth: int) -> None:
-        while bits:
-            lowest = bits & -bits
-            found[self._names[lowest]] = depth
-            bits ^= lowest
+        found.update(dict.fromkeys(self._groups.get(bits) or self._group(bits), depth))
+
+    def _group(self, bits: int) -> tuple[str, ...]:
+        """Whose bits these are; kept, as the same instances share the same beginnings."""
+        if len(self._groups) >= MAX_GROUPS:
+            self._groups.clear()
+        names = tuple([name for bit, name in self._names.items() if bit & bits])
+        self._groups[bits] = names
+        return names
 
     def _drop(self, chunk: bytes, bit: int) -> None:
         left = self._holders[chunk] & ~bit
@@ -103,4 +112,5 @@ class PrefixIndex:
             while bit in self._names:  # the lowest that is free: they stay as few as instances
                 bit <<= 1
             self._bits[instance_id], self._names[bit] = bit, instance_id
+            self._groups.clear()
         return bit

@@ -6,26 +6,16 @@ Times are seconds unless the name says milliseconds; sizes are tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import itemgetter
-from typing import Literal, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Literal, NamedTuple, Protocol
 
+from services.global_sched.policy.snapshot import snapshot
 from shared.latency_model import LatencyModel
 
 Role = Literal["any", "prefill", "decode"]
 CutKind = Literal["unsplit", "cut"]
-T = TypeVar("T")
-
 DEFAULT_LINK_BYTES_PER_S = 270e9
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def snapshot(cls: type[T]) -> type[T]:
-    """A dataclass that the type checker holds to be frozen.
-
-    At run time it is not: that costs 2 us of each view, and a placement makes a dozen.
-    """
-    return dataclass(slots=True)(cls)
 
 
 class LengthQuantiles(NamedTuple):
@@ -223,7 +213,7 @@ class Decision:
     reason: str
     control_group: bool = False
     decode_holders: tuple[str, ...] = ()
-    unforced: Candidate | None = None
+    unforced: Weighed | None = None
     """What the policy would have done where the request forced its cut; ``chosen`` is of that."""
 
     @property
