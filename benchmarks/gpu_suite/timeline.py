@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import statistics
@@ -14,6 +15,7 @@ import aiohttp
 
 PHASES = ("to_gateway_ms", "placing_ms", "to_instance_ms", "engine_and_back_ms", "to_client_ms")
 FIRST_TOKEN, LAST_TOKEN = 100, 1900
+RECORD_S = 5.0
 
 
 async def measure(url: str, model: str, prompt_tokens: int, repeats: int) -> dict[str, object]:
@@ -43,9 +45,18 @@ async def _one(session: aiohttp.ClientSession, model: str, prompt: list[int]) ->
         async for _ in response.content.iter_any():
             first_s = first_s or time.time()
     assert first_s is not None
-    async with session.get(f"/dynaserve/requests/{name}") as response:
-        record = (await response.json())["requests"][0]
-    return phases(sent_s, first_s, record)
+    return phases(sent_s, first_s, await _record(session, name))
+
+
+async def _record(session: aiohttp.ClientSession, name: str) -> Mapping[str, Any]:
+    """The gateway's record; it is written when the stream has ended. Raises TimeoutError."""
+    async with asyncio.timeout(RECORD_S):
+        while True:
+            async with session.get(f"/dynaserve/requests/{name}") as response:
+                found: list[dict[str, Any]] = (await response.json()).get("requests", [])
+            if found and found[0]["segments"]:
+                return found[0]
+            await asyncio.sleep(0.02)
 
 
 def phases(sent_s: float, first_s: float, record: Mapping[str, Any]) -> dict[str, float]:

@@ -119,6 +119,7 @@ class SloBatching(_Base):
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self._hear_arrivals()
         now_s = time.monotonic()
         load = self._survey(now_s)
         plan = self.batcher.plan(load)
@@ -129,6 +130,13 @@ class SloBatching(_Base):
             shape = self._shape(output, load)
             self._in_flight.append(StepInFlight(output, plan, shape, time.monotonic()))
         return output
+
+    def _hear_arrivals(self) -> None:
+        """KV that came since the last step makes its requests ready for this one."""
+        arrived = self.connector.hear_arrivals() if self.connector is not None else None
+        if arrived is not None:
+            self.connector.hear_workers(arrived)
+            self._update_from_kv_xfer_finished(arrived)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput

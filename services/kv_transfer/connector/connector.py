@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -61,6 +62,7 @@ class DynaServeConnector(KVConnectorBase_V1):
         self._extra: dict[str, Any] = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._port: KvPort | None = None
         self._worker: WorkerSide | None = None
+        self._local_worker: WorkerSide | None = None
         self._handshake: PortHandshake | None = None
         if role == KVConnectorRole.SCHEDULER:
             self.scheduler_side = SchedulerSide(
@@ -163,6 +165,28 @@ class DynaServeConnector(KVConnectorBase_V1):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         return self.scheduler_side.build_orders(scheduler_output)
+
+    def hear_arrivals(self) -> KVConnectorOutput | None:
+        """Called by the scheduler before it schedules: KV that has arrived since the last step.
+
+        vLLM itself tells of it with a step's output, two steps late where steps overlap. Only where
+        the worker is in this process; else None, and vLLM's way remains.
+        """
+        worker = self._worker_in_this_process()
+        if worker is None or not self.scheduler_side.is_expecting:
+            return None
+        self.scheduler_side.admit_at_once(worker.admit)
+        request_ids, news = worker.take_arrived()
+        if not request_ids:
+            return None
+        return KVConnectorOutput(finished_recving=request_ids, kv_connector_worker_meta=news)
+
+    def _worker_in_this_process(self) -> WorkerSide | None:
+        if self._local_worker is None and has_kv_transfer_group():
+            peer = get_kv_transfer_group()
+            if isinstance(peer, DynaServeConnector):
+                self._local_worker = peer._worker
+        return self._local_worker
 
     def hear_workers(self, output: KVConnectorOutput) -> None:
         """Called by the scheduler before it processes a step, so that what finished is known."""

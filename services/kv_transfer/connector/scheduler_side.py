@@ -188,6 +188,11 @@ class SchedulerSide:
         orders, self._orders = self._orders, StepTransfers()
         return orders
 
+    def admit_at_once(self, admit: Callable[[str], bool]) -> None:
+        """Between steps: tell a worker in this process whose tokens are known, as far as it is
+        ready to hear it; the rest goes with the next orders."""
+        self._orders.admitted = [each for each in self._orders.admitted if not admit(each)]
+
     def hear(self, news: WorkerNews) -> None:
         """Take in what the workers said of a step, before the step's outputs are processed."""
         self._staging_bytes.update(news.staging_bytes)
@@ -236,6 +241,11 @@ class SchedulerSide:
     @property
     def num_open(self) -> int:
         return len(self._alphas) + len(self._betas)
+
+    @property
+    def is_expecting(self) -> bool:
+        """KV may still come from a peer."""
+        return any(not beta.settled for beta in self._betas.values())
 
     @property
     def is_sending(self) -> bool:

@@ -4,6 +4,7 @@ Scheduler side -> workers: ``StepTransfers``; workers -> scheduler side: ``Worke
 pickled when workers are processes of their own (tensor parallelism), so they carry plain data.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -113,6 +114,11 @@ class WorkerNews(KVConnectorWorkerMetadata):
 
     def note(self, handoff_id: str, what: str, tally: Tally) -> None:
         self.tallies.setdefault((handoff_id, what), Tally()).add(tally)
+
+    def take(self, handoff_ids: Iterable[str], what: str) -> "WorkerNews":
+        """That word of these handoffs, which then is no longer here."""
+        keys = [(handoff_id, what) for handoff_id in handoff_ids]
+        return WorkerNews({key: self.tallies.pop(key) for key in keys if key in self.tallies})
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerNews":
         assert isinstance(other, WorkerNews)

@@ -58,6 +58,10 @@ class Incoming:
     cancelled: bool = False
 
     @property
+    def arrived(self) -> bool:
+        return self.complete and self.admitted and not (self.failed or self.cancelled)
+
+    @property
     def answerable(self) -> bool:
         return self.cancelled or ((self.complete or self.failed) and self.admitted)
 
@@ -89,14 +93,35 @@ class WorkerSide:
         for expect in transfers.expects:
             self._expect(expect)
         for handoff_id in transfers.admitted:
-            if handoff_id in self._incoming:
-                self._incoming[handoff_id].admitted = True
+            self.admit(handoff_id)
         for handoff_id in transfers.cancelled:
             self._cancel(handoff_id)
         for handoff_id in transfers.failed:
             self._port.cancel(handoff_id)
             if handoff_id in self._incoming:
                 self._incoming[handoff_id].failed = True
+
+    def admit(self, handoff_id: str) -> bool:
+        """Its request may run once its KV is there. False: not expected here (yet)."""
+        incoming = self._incoming.get(handoff_id)
+        if incoming is not None:
+            incoming.admitted = True
+        return incoming is not None
+
+    def take_arrived(self) -> tuple[set[str], WorkerNews]:
+        """Engine request ids whose KV is whole and that may run, and the word of it: between steps.
+
+        Of nothing else here: what is said of blocks that were read holds when a step is done.
+        """
+        self._poll()
+        arrived = {
+            handoff_id: incoming.engine_request_id
+            for handoff_id, incoming in self._incoming.items()
+            if incoming.arrived
+        }
+        for handoff_id in arrived:
+            del self._incoming[handoff_id]
+        return set(arrived.values()), self._news.take(arrived, "complete")
 
     def stage(self, filled_blocks: list[Filled]) -> None:
         """After the forward pass: hand over what has become final, as far as peers are ready."""
