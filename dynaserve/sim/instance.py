@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from services.gpu_instance.batcher import Batcher, StepLoad, StepPlan, misses
+from services.gpu_instance.batcher import TAIL_TOKENS, Batcher, StepLoad, StepPlan, misses
 from shared.latency_model import LatencyModel, StepShape
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SimInstance:
         self.alive = True
         self.busy = False
         # prompts
-        self._ordered: list[tuple[float, int, Segment]] = []
+        self._ordered: list[tuple[tuple[bool, float], int, Segment]] = []
         self._lost: deque[Segment] = deque()
         self._cancelled: list[Segment] = []
         self._sequence = 0
@@ -184,11 +184,11 @@ class SimInstance:
     # ---- prompts -------------------------------------------------------------------------
 
     def add_prompt(self, segment: Segment, *, first: bool = False) -> None:
-        """Queue the segment by deadline; in static mode by age, or before all others."""
+        """Queue it by deadline, tails first; in static mode by age, or before all others."""
         self._sequence += 1
-        key = segment.deadline_s
+        key = (segment.remaining > TAIL_TOKENS, segment.deadline_s)
         if self.fifo:
-            key = -float(self._sequence) if first else float(self._sequence)
+            key = (True, -float(self._sequence) if first else float(self._sequence))
         bisect.insort(self._ordered, (key, self._sequence, segment))
 
     def drop_all(self) -> list[Segment]:

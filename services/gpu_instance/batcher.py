@@ -8,8 +8,9 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     decode that just arrived by handoff or sat out a step. A decode that is already past its SLO
     does not count (it yields): its slack is left out. Use ``math.inf`` when nothing decodes.
 2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
-    their deadline, earliest deadline first; then the lost ones, oldest first. When ``lost_turn``
-    is true the oldest lost prompt goes before all others, so none starves.
+    their deadline, earliest deadline first, but those with hardly anything left before all others;
+    then the lost ones, oldest first. When ``lost_turn`` is true the oldest lost prompt goes before
+    all others, so none starves.
 3.  ``plan(StepLoad(...))`` gives ``token_budget``: decodes plus prefill tokens of this step.
     ``StepLoad.prompts`` yields (tokens to compute, tokens already computed) in that order and is
     read only as far as the step can reach. Decodes go first and always fit; the rest goes to the
@@ -34,6 +35,10 @@ from typing import NamedTuple
 from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
 
 MAX_PROMPTS_READ = 256
+TAIL_TOKENS = 16
+"""A prompt with no more left does not queue: it takes less time than it would wait. The end of a
+prompt cut one token before it comes by handoff to an instance that may be at a prompt of thousands.
+"""
 FORCED_EVERY = 128
 """Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
 
@@ -112,11 +117,11 @@ def misses(
 
 def prompt_rank(
     prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0
-) -> tuple[bool, float]:
-    """Sort key, smallest first: who can still make it by deadline, then the lost by age."""
+) -> tuple[bool, bool, float]:
+    """Sort key, smallest first: who can make it, tails first, by deadline; the lost by age."""
     if is_lost(prompt, now_s, tokens_per_s, step_s):
-        return (True, prompt.arrival_s)
-    return (False, prompt.deadline_s)
+        return (True, False, prompt.arrival_s)
+    return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)
 
 
 class Batcher:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
-from services.gpu_instance.batcher import Batcher, StepLoad, StepPlan, prompt_rank
+from services.gpu_instance.batcher import TAIL_TOKENS, Batcher, StepLoad, StepPlan, prompt_rank
 from services.gpu_instance.engine.seam import Emission
 from services.gpu_instance.engine.simulated_prefixes import SimulatedPrefixes
 from services.gpu_instance.engine.simulated_request import BlockPool, SimulatedRequest
@@ -129,7 +129,7 @@ class StepComposer:
     ) -> StepLoad:
         slacks = (r.slo_tbt_s - (now_s - r.last_token_s) for r in decodes)
         slack_s = min((slack for slack in slacks if slack > 0.0), default=math.inf)
-        in_turn = ((r.remaining, r.computed) for r in chain(prompts, self.waiting))
+        in_turn = ((r.remaining, r.computed) for r in self._prompts_in_turn(prompts))
         return StepLoad(len(decodes), context, slack_s * 1e3, in_turn)
 
     def _order(self, prompts: list[SimulatedRequest], now_s: float) -> None:
@@ -152,6 +152,8 @@ class StepComposer:
             if budget <= 0:
                 break
             if request.phase != "running" and not self._admit(request, now_s):
+                if request.remaining <= TAIL_TOKENS:
+                    continue  # it led; those that run hold their blocks
                 break
             count = min(request.remaining, budget)
             attended += count * (request.computed + 0.5 * count)
@@ -160,11 +162,15 @@ class StepComposer:
         return chunks, attended
 
     def _prompts_in_turn(self, prompts: list[SimulatedRequest]) -> list[SimulatedRequest]:
+        """Running ones, then those that wait, but what has hardly anything left goes first."""
         running = [request for request in prompts if request.phase == "running"]
         room = self.settings.max_num_seqs - len(self.running)
-        return running + list(islice(self.waiting, max(room, 0)))
+        in_turn = running + list(islice(self.waiting, max(room, 0)))
+        if self.batcher.static_tokens is None:
+            in_turn.sort(key=lambda request: request.remaining > TAIL_TOKENS)
+        return in_turn
 
-    def _rank(self, request: SimulatedRequest, now_s: float) -> tuple[bool, float]:
+    def _rank(self, request: SimulatedRequest, now_s: float) -> tuple[bool, bool, float]:
         view = request.prompt_view(request.remaining)
         return prompt_rank(view, now_s, NOMINAL_PREFILL_TOKENS_PER_S)
 

@@ -12,8 +12,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,6 +33,7 @@ from services.gpu_instance.batcher import (
 )
 from services.gpu_instance.engine.prefix_events import PrefixEvents
 from services.gpu_instance.engine.seam import EngineLoad
+from services.gpu_instance.engine.tails import computed, is_tail, room_for_tails, to_compute
 from services.gpu_instance.prefix_chunks import PrefixChanges
 from services.gpu_instance.prompt_tally import PromptTally
 from shared.latency_model import PROFILED, UNPROFILED, LatencyProfile, StepShape
@@ -95,6 +97,7 @@ class SloBatching(_Base):
         self.slo_tbt_s: float | None = None
         self.paces: dict[str, Pace] = {}
         self._in_flight: deque[StepInFlight] = deque()
+        self._tails: dict[str, tuple[int, int]] = {}
         self._last_done_s = 0.0
         self._ranked_s = 0.0
         self._grammars_seen: set[str] = set()
@@ -125,7 +128,8 @@ class SloBatching(_Base):
         plan = self.batcher.plan(load)
         self.last_budget = max(1, min(plan.token_budget, self.configured_tokens))
         self.max_num_scheduled_tokens = self.last_budget
-        output: SchedulerOutput = super().schedule(throttle_prefills)
+        with self._room_for_tails(load.num_decodes):
+            output: SchedulerOutput = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens:
             shape = self._shape(output, load)
             self._in_flight.append(StepInFlight(output, plan, shape, time.monotonic()))
@@ -174,24 +178,39 @@ class SloBatching(_Base):
             if now_s < next_s < due_s:
                 due_s = next_s
         num_decodes = len(self.running) - len(prompts)
+        self._tails = {}
         if self.batcher.static_tokens is None:
             self._order(prompts, now_s)
+            self._tails = self._waiting_tails()
         return StepLoad(num_decodes, context, (due_s - now_s) * 1e3, self._prompts())
 
     def _prompts(self) -> Iterator[tuple[int, int]]:
         """(tokens to compute, tokens computed) in the order of service; read as far as needed."""
+        yield from self._tails.values()
         for request in self.running:
             if request.is_prefill_chunk:
                 yield request.num_tokens - request.num_computed_tokens, request.num_computed_tokens
-        # KV that has come makes its request ready, but vLLM sees that only in a step with room for
-        # more than the decodes: such a request is a prompt already.
-        arrived = self.finished_recving_kv_req_ids
-        for queue in (self.kv_holding_waiting, self.waiting):
-            for request in queue:
-                awaits_kv = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
-                if not awaits_kv or request.request_id in arrived:
-                    computed = request.num_computed_tokens
-                    yield max(1, request.num_tokens - computed), computed
+        for request in chain(self.kv_holding_waiting, self.waiting):
+            if request.request_id not in self._tails and self._is_due(request):
+                yield to_compute(request), computed(request)
+
+    def _waiting_tails(self) -> dict[str, tuple[int, int]]:
+        """Those that need hardly any step time, by request id: above all betas whose KV is there,
+        or could be asked for. The queue of those without KV is in order: they stand in front."""
+        held = (request for request in self.kv_holding_waiting if self._is_due(request))
+        tails = chain(filter(is_tail, held), takewhile(is_tail, self.waiting))
+        return {request.request_id: (to_compute(request), computed(request)) for request in tails}
+
+    def _room_for_tails(self, num_decodes: int) -> AbstractContextManager[None]:
+        chunks = sum(r.is_prefill_chunk for r in self.running) if self._tails else 0
+        wanted = sum(tokens for tokens, _ in self._tails.values())
+        left = self.last_budget - num_decodes
+        return room_for_tails(self.scheduler_config, left, wanted, chunks)
+
+    def _is_due(self, request: Request) -> bool:
+        """False while its KV is on the way: vLLM changes the status only when it looks next."""
+        on_the_way = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+        return not on_the_way or request.request_id in self.finished_recving_kv_req_ids
 
     def _order(self, prompts: list[Request], now_s: float) -> None:
         """Decodes first; prompts by deadline, those that have lost theirs behind.
@@ -212,13 +231,13 @@ class SloBatching(_Base):
             self.waiting.clear()
             self.waiting.extend(ranked)
 
-    def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, float]:
-        lost, key = prompt_rank(self._prompt_view(request), now_s, self._tokens_per_s)
-        return (lost != lost_turn, key)
+    def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, bool, float]:
+        lost, long, key = prompt_rank(self._prompt_view(request), now_s, self._tokens_per_s)
+        return (lost != lost_turn, long, key)
 
     def _prompt_view(self, request: Request) -> PromptView:
         pace = self.paces[request.request_id]
-        remaining = max(request.num_tokens - request.num_computed_tokens, 0)
+        remaining = max(request.num_tokens - computed(request), 0)
         return PromptView(pace.arrival_s, pace.deadline_s, remaining)
 
     @property
@@ -302,7 +321,8 @@ class SloBatching(_Base):
             prompts.add(
                 self._prompt_view(request),
                 request.num_tokens,
-                waits_for_kv=request.status == RequestStatus.WAITING_FOR_REMOTE_KVS,
+                waits_for_kv=not self._is_due(request)
+                or computed(request) > request.num_computed_tokens,
                 will_decode=request.max_tokens > 1,  # an alpha that ends with its prompt does not
             )
         pool = self.kv_cache_manager.block_pool

@@ -1,10 +1,13 @@
 """The SLO batcher inside vLLM's own scheduler, with no model behind it."""
 
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
@@ -37,6 +40,37 @@ def add(scheduler: Any, name: str, prompt: int, output: int, slo_s: float) -> No
     scheduler.add_request(request)
 
 
+def add_beta(scheduler: Any, name: str, prompt: int) -> None:
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    request = Request(name, [5] * prompt, params, None)
+    request.kv_transfer_params = {"side": "beta", "cut": prompt - 1}
+    vars(request)["slo"] = Slo(ttft_s=60.0, tbt_s=1.0)
+    scheduler.add_request(request)
+
+
+def step(scheduler: Any) -> dict[str, int]:
+    scheduled = scheduler.schedule()
+    scheduler.update_from_output(scheduled, fake_tokens(scheduled, scheduler.requests))
+    return dict(scheduled.num_scheduled_tokens)
+
+
+def with_connector(scheduler: Any) -> Any:
+    """Betas' KV comes from elsewhere, when the test says so."""
+
+    def matched(request: Request, num_local: int) -> tuple[int, bool]:
+        is_beta = request.kv_transfer_params is not None and request.num_computed_tokens == 0
+        return (request.num_tokens - 1 - num_local, True) if is_beta else (0, False)
+
+    connector = Mock(spec=KVConnectorBase_V1)
+    connector.get_num_new_matched_tokens.side_effect = matched
+    connector.request_finished.return_value = (False, None)
+    connector.take_events.return_value = ()
+    connector.has_pending_push_work.return_value = False
+    connector.get_loaded_kv_cache_group_ids.return_value = ()
+    scheduler.connector = connector
+    return scheduler
+
+
 @settings(max_examples=15, deadline=None)
 @given(asked=ASKED, mode=st.sampled_from(["slo", "static:64", "static:2048"]))
 def test_every_request_ends_and_every_step_serves_all_decodes_within_the_bound(
@@ -67,3 +101,46 @@ def test_every_request_ends_and_every_step_serves_all_decodes_within_the_bound(
     assert made == {f"r{index}": output for index, (_, _, output, _) in enumerate(asked)}
     assert not scheduler.paces
     assert scheduler.num_orphaned_blocks() == 0
+
+
+@pytest.fixture(params=[TimedSync, TimedAsync])
+def holder(request: pytest.FixtureRequest) -> Any:
+    """Four requests decode; handoffs can come."""
+    made = with_connector(make_scheduler(request.param, "slo"))
+    made.watch = Stopwatch()
+    for number in range(4):
+        add(made, f"decode{number}", 20, 1000, 1.0)
+    while len(made.running) < 4 or any(r.is_prefill_chunk for r in made.running):
+        step(made)
+    return made
+
+
+def test_a_beta_goes_on_in_the_step_after_its_kv_came_though_only_decodes_run(holder: Any) -> None:
+    add_beta(holder, "beta", 500)
+    assert "beta" not in step(holder)
+    assert holder.load().inbound_prefill_tokens == 1
+    assert "beta" not in step(holder)
+    holder.finished_recving_kv_req_ids.add("beta")
+    assert holder.load().inbound_prefill_tokens == 0
+    assert step(holder)["beta"] == 1
+
+
+def test_a_prompt_that_takes_many_steps_leaves_room_for_betas(holder: Any) -> None:
+    holder.batcher.settings = replace(holder.batcher.settings, max_num_batched_tokens=64)
+    add(holder, "long", 1500, 4, 60.0)
+    assert step(holder)["long"] == 60
+    add_beta(holder, "beta", 500)
+    assert holder.load().inbound_prefill_tokens == 1
+    step(holder)
+    assert holder.connector.update_state_after_alloc.call_args.args[0].request_id == "beta"
+    holder.finished_recving_kv_req_ids.add("beta")
+    served = step(holder)
+    assert (served["beta"], served["long"]) == (1, 59)
+    assert holder.scheduler_config.long_prefill_token_threshold == 0
+
+
+def test_betas_whose_blocks_were_not_given_yet_count_as_what_they_will_compute(holder: Any) -> None:
+    add_beta(holder, "beta", 500)
+    load = holder.load()
+    assert (load.outstanding_prefill_tokens, load.inbound_prefill_tokens) == (0, 1)
+    assert load.num_pending_decodes == 1
