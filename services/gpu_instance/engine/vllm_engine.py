@@ -159,7 +159,11 @@ class VllmEngine:
         return engine_info(config, self._core.get_supported_tasks(), self._kv)
 
     def _turn(self) -> None:
-        """Take commands, step, report; wait when there is nothing to compute."""
+        """Take commands, step, report; wait when there is nothing to compute.
+
+        Where steps overlap, ``None`` instead of outputs means that an earlier step is still to be
+        looked at.
+        """
         engine_bell.clear()
         self._take_commands()
         if not self._has_work():
@@ -170,7 +174,7 @@ class VllmEngine:
         self._core.post_step(executed)
         self._collect(outputs)
         self._report()
-        if not executed and not outputs:
+        if not executed and outputs is not None and not _has_tokens(outputs):
             engine_bell.wait(EMPTY_STEP_WAIT_S)
 
     def _has_work(self) -> bool:
@@ -317,3 +321,8 @@ class VllmEngine:
             staging_bytes_in_use=self._kv.staging_bytes_in_use,
             batcher_mode=scheduler.batcher.mode,
         )
+
+
+def _has_tokens(outputs: dict[int, EngineCoreOutputs]) -> bool:
+    """vLLM's statistics alone are no result of a step."""
+    return any(batch.outputs for batch in outputs.values())
