@@ -7,11 +7,12 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.sampling_params import SamplingParams
+from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
 from benchmarks.batcher_cost import Stopwatch, TimedAsync, TimedSync, fake_tokens, make_scheduler
+from services.kv_transfer.connector.connector import DynaServeConnector
 from shared.schemas.request import Slo
 
 ASKED = st.lists(
@@ -61,7 +62,8 @@ def with_connector(scheduler: Any) -> Any:
         is_beta = request.kv_transfer_params is not None and request.num_computed_tokens == 0
         return (request.num_tokens - 1 - num_local, True) if is_beta else (0, False)
 
-    connector = Mock(spec=KVConnectorBase_V1)
+    connector = Mock(spec=DynaServeConnector)
+    connector.hear_arrivals.return_value = None
     connector.get_num_new_matched_tokens.side_effect = matched
     connector.request_finished.return_value = (False, None)
     connector.take_events.return_value = ()
@@ -123,6 +125,18 @@ def test_a_beta_goes_on_in_the_step_after_its_kv_came_though_only_decodes_run(ho
     holder.finished_recving_kv_req_ids.add("beta")
     assert holder.load().inbound_prefill_tokens == 0
     assert step(holder)["beta"] == 1
+
+
+def test_kv_that_is_heard_of_between_steps_makes_its_request_ready_for_the_next(
+    holder: Any,
+) -> None:
+    add_beta(holder, "beta", 500)
+    step(holder)
+    arrived = KVConnectorOutput(finished_recving={"beta"})
+    holder.connector.hear_arrivals.side_effect = [arrived, None]
+    assert step(holder)["beta"] == 1
+    holder.connector.hear_workers.assert_called_once_with(arrived)
+    holder.connector.update_connector_output.assert_called_once_with(arrived)
 
 
 def test_a_prompt_that_takes_many_steps_leaves_room_for_betas(holder: Any) -> None:
