@@ -103,6 +103,7 @@ def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float
     """True when the prompt misses its deadline even if it is computed alone from now on.
 
     Its token comes at the end of a step, which takes ``step_s`` or as long as the prompt needs.
+    A tail never counts as lost: to yield would save no time, and its whole context holds KV.
     """
     return misses(prompt.deadline_s, prompt.remaining_tokens, now_s, tokens_per_s, step_s)
 
@@ -111,6 +112,8 @@ def misses(
     deadline_s: float, remaining_tokens: int, now_s: float, tokens_per_s: float, step_s: float
 ) -> bool:
     """`is_lost`, of a prompt given by its parts."""
+    if remaining_tokens <= TAIL_TOKENS:
+        return False
     needs_s = remaining_tokens / tokens_per_s
     return now_s + (needs_s if needs_s > step_s else step_s) > deadline_s
 
@@ -118,7 +121,7 @@ def misses(
 def prompt_rank(
     prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0
 ) -> tuple[bool, bool, float]:
-    """Sort key, smallest first: who can make it, tails first, by deadline; the lost by age."""
+    """Sort key, smallest first: tails, then who can make it, by deadline; then the lost by age."""
     if is_lost(prompt, now_s, tokens_per_s, step_s):
         return (True, False, prompt.arrival_s)
     return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)

@@ -7,7 +7,7 @@ from zlib import crc32
 
 from services.global_sched.policy.decode_target import TargetSettings, decode_holders
 from services.global_sched.policy.loads import End, Turn
-from services.global_sched.policy.predict import handoff_s
+from services.global_sched.policy.predict import handoff_s, typical_tokens
 from services.global_sched.policy.views import (
     Decision,
     NoInstance,
@@ -44,7 +44,8 @@ class DynaServeSettings:
     least_gain_all_decode: float = 0.5
     """The same when every instance decodes: a cut then saves no base cost, it only adds work."""
     least_gain_s: float = 2e-3
-    control_share: float = 0.015
+    control_share: float = 0.01
+    """Of the requests that would be cut. They wait for a holder: more, and P99 TTFT is theirs."""
 
 
 class DynaServe:
@@ -141,7 +142,7 @@ class DynaServe:
         burden_s = beta.burdens_s.get(cut) or self._bear(beta, cut, turn)
         tail, tbt_s = turn.prompt - cut, beta.step_s
         if tail > 0:
-            ttft_s = _tail_done_s(alpha_s + moved_s, tail, beta)
+            ttft_s = _tail_done_s(alpha_s + moved_s, tail, cut, beta)
         else:
             ttft_s, step_s = alpha_s, beta.next_step_s
             late = (moved_s + step_s + tbt_s - turn.slo_s) / step_s * turn.share_hurt_by_one_gap
@@ -157,7 +158,8 @@ class DynaServe:
         """When alpha has done its part, and how long its KV is on the way then. Seconds."""
         prompt = turn.prompt
         own = (cut if cut < prompt else prompt) - alpha.cached
-        alpha_s = 1e-3 * alpha.pace.prefill_ms(own if own > 1 else 1, turn.horizon_ms)
+        work = typical_tokens(alpha.view.model, own if own > 1 else 1, alpha.cached)
+        alpha_s = 1e-3 * alpha.pace.prefill_ms(work, turn.horizon_ms)
         sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.view, cut, turn.pool)
         return sent
 
@@ -233,9 +235,10 @@ def _cut_points(alpha: End, beta: End, turn: Turn) -> list[int]:
     return points
 
 
-def _tail_done_s(arrives_s: float, tail: int, beta: End) -> float:
+def _tail_done_s(arrives_s: float, tail: int, cut: int, beta: End) -> float:
     """When beta has computed its part of the prompt: it meets a step in progress first."""
     step_s = beta.met_step_s
     if tail <= BLOCK_TOKENS:
         return arrives_s + (1.5 if beta.num_decodes else 1.0) * step_s
-    return max(arrives_s + 0.5 * step_s, 1e-3 * beta.all_wait_ms) + 1e-3 * tail / beta.tokens_per_ms
+    own_s = 1e-3 * typical_tokens(beta.view.model, tail, cut) / beta.tokens_per_ms
+    return max(arrives_s + 0.5 * step_s, 1e-3 * beta.all_wait_ms) + own_s

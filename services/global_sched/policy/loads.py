@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.global_sched.policy.predict import pace_of
+from services.global_sched.policy.predict import pace_of, typical_tokens
 from services.global_sched.policy.views import InstanceView, Pace, PoolView, RequestView
 
 LEAST_HORIZON_MS = 1.0
@@ -48,10 +48,23 @@ class Turn:
         horizon_ms = self.horizon_ms
         self.prefill_ms = [
             pace.prefill_ms(tokens, horizon_ms)
-            for pace, tokens in zip(paces, self.uncached, strict=True)
+            for pace, tokens in zip(paces, self._work(), strict=True)
         ]
         """Until the whole prompt would be done there."""
         self.share_hurt_by_one_gap = _share_hurt_by_one_gap(request)
+
+    def _work(self) -> list[float]:
+        """What each would have to compute, in tokens at the context its speed is stated for."""
+        instances, prompt = self.pool.instances, max(self.prompt, 1)
+        if not instances:
+            return []
+        whole = typical_tokens(instances[0].model, prompt, 0)
+        if not self.request.cached_tokens:
+            return [whole] * len(instances)
+        return [
+            whole if tokens == prompt else typical_tokens(view.model, tokens, prompt - tokens)
+            for view, tokens in zip(instances, self.uncached, strict=True)
+        ]
 
     def end(self, index: int, holders: frozenset[Pace]) -> End:
         pace, cached = self.paces[index], self.prompt - self.uncached[index]

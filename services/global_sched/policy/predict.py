@@ -46,6 +46,15 @@ def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, slo_tbt_s: flo
     return max(room / per_token / step_ms, MIN_TOKENS_PER_MS)
 
 
+def typical_tokens(model: LatencyModel, tokens: int, context: int) -> float:
+    """Tokens at the typical context that take as long as these behind ``context`` others.
+
+    Prefill speeds are stated for it; a prompt of 24,000 tokens takes half as long again.
+    """
+    per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
+    return model.prompt_ms(tokens, context) / per_token
+
+
 def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:
     """Exposed transfer time: all but the last chunk moved while alpha was still computing."""
     chunk = view.max_num_batched_tokens

@@ -139,7 +139,7 @@ class Pace:
         """Marginal step time of one more request that decodes here."""
         return self.each_decode_ms + self.context_ms * context_tokens
 
-    def prefill_ms(self, tokens: int, horizon_ms: float) -> float:
+    def prefill_ms(self, tokens: float, horizon_ms: float) -> float:
         """Until ``tokens`` of a new prompt would be done, the queue first.
 
         What is inbound comes evenly over the horizon, and goes first when it is there: it is older.

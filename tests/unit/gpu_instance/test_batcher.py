@@ -106,15 +106,15 @@ def test_lost_prompts_go_after_those_that_can_make_it() -> None:
     assert ranked == [soon, later, lost_old, lost_new]
 
 
-def test_the_end_of_a_prompt_does_not_queue_behind_longer_ones_unless_it_is_lost() -> None:
-    tail, lost_tail = PromptView(4.0, 9.0, 1), PromptView(0.0, 1.0, 1)
+def test_the_end_of_a_prompt_does_not_queue_behind_longer_ones_even_past_its_deadline() -> None:
+    tail, late_tail = PromptView(4.0, 9.0, 1), PromptView(0.0, 1.0, 1)
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
-    ranked = sorted([later, lost_tail, soon, tail], key=lambda p: prompt_rank(p, 5.0, 1000.0))
-    assert ranked == [tail, soon, later, lost_tail]
+    ranked = sorted([later, tail, soon, late_tail], key=lambda p: prompt_rank(p, 5.0, 1000.0))
+    assert ranked == [late_tail, tail, soon, later]
 
 
 def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:
-    prompt = PromptView(0.0, 1.0, 10)
+    prompt = PromptView(0.0, 1.0, 100)
     assert not is_lost(prompt, 0.95, 10_000.0)
     assert is_lost(prompt, 0.95, 10_000.0, step_s=0.1)
 
