@@ -207,3 +207,21 @@ def test_every_weighed_way_is_told_and_the_choice_is_one_of_the_cheapest(
     )
     cheapest = min(each.prediction.cost for each in decision.candidates)
     assert decision.chosen.cost == cheapest or decision.kind == "unsplit"
+
+
+def test_a_long_prompt_is_predicted_by_its_own_context() -> None:
+    def ttft_ms(prompt: int, decodes: int) -> float:
+        pool = PoolView(0.0, (instance(0, decodes),))
+        return 1e3 * DynaServe(NO_CONTROL).place(request(prompt), pool).chosen.ttft_s
+
+    # Without decodes a step's base cost is a twentieth of it.
+    assert MODEL.prompt_ms(24_000, 0) < ttft_ms(24_000, 0) < 1.1 * MODEL.prompt_ms(24_000, 0)
+    shares = [ttft_ms(prompt, 50) / MODEL.prompt_ms(prompt, 0) for prompt in (1_000, 24_000)]
+    assert shares[0] == pytest.approx(shares[1])
+
+
+def test_cached_tokens_are_context_and_not_work() -> None:
+    pool = PoolView(0.0, (instance(0),))
+    asked = replace(request(20_000), cached_tokens={"i0": 16_000})
+    ttft_ms = 1e3 * DynaServe(NO_CONTROL).place(asked, pool).chosen.ttft_s
+    assert MODEL.prompt_ms(4_000, 16_000) < ttft_ms < 1.1 * MODEL.prompt_ms(4_000, 16_000)
