@@ -86,6 +86,10 @@ class Beta(Handoff):
     patience_end_s: float = 0.0
     """Without alpha's tokens by then, the segment is lost."""
     continued_at_s: float | None = None
+    completed: bool = False
+    """It was heard that all KV is here."""
+    adopted_at_s: float | None = None
+    """Set when the request went on with KV from the peer before that was heard."""
 
 
 class SchedulerSide:
@@ -378,10 +382,14 @@ class SchedulerSide:
     # -- beta ----------------------------------------------------------------------------------
 
     def _on_complete(self, beta: Beta, num_bytes: int, transfer_s: float) -> None:
+        """The word may come with a step's output when the request already runs (see adopted_at_s)."""
+        beta.completed = True
         exposed_s = 0.0
         if beta.continued_at_s is not None:
-            exposed_s = max(0.0, self._unix_s() - beta.continued_at_s)
+            exposed_s = max(0.0, (beta.adopted_at_s or self._unix_s()) - beta.continued_at_s)
         self._signal(beta, "complete", num_bytes, transfer_s, exposed_s)
+        if beta.adopted_at_s is not None:
+            self._signal(beta, "adopted")
 
     def _on_admitted(self, beta: Beta) -> None:
         """The request goes on here, with what was loaded, found or has to be computed."""
@@ -392,7 +400,10 @@ class SchedulerSide:
         else:
             phase = "recomputed" if beta.failed else "adopted"
         beta.expected_first_block = None
-        self._signal(beta, phase)
+        if phase == "adopted" and not beta.completed:
+            beta.adopted_at_s = self._unix_s()  # said behind "complete": it closes the record
+        else:
+            self._signal(beta, phase)
 
     def _fail_beta(self, beta: Beta, reason: str) -> None:
         """The KV will not come. With its tokens known the request computes it; else it is lost."""
@@ -405,6 +416,8 @@ class SchedulerSide:
                 self._signal(beta, "failed", detail=reason)
 
     def _on_beta_finished(self, beta: Beta) -> None:
+        if beta.adopted_at_s is not None and not beta.completed:
+            self._signal(beta, "adopted")
         if not beta.settled:
             self._orders.cancelled.append(beta.handoff_id)
             self._signal(beta, "cancelled")

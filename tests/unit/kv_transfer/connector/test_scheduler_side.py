@@ -208,6 +208,50 @@ def test_beta_cut_in_the_prompt_asks_for_what_its_cache_lacks() -> None:
     assert side.num_matched_tokens(request, 0) == (0, False)  # preempted later: computed here
 
 
+def adopted_before_it_was_heard_why() -> tuple[SchedulerSide, Request]:
+    side = SchedulerSide(BLOCK, 1, unix_s=iter([100.0, 100.002, 100.02]).__next__)
+    request = handoff_request("beta", cut=42, num_output=3)
+    side.on_new_request(request)
+    side.on_allocated(request, [1, 2, 3], 42)
+    idle_step(side)
+    side.continue_with(
+        Continuation(handoff_id="h", request_id="r", epoch=1, token_ids=pack_tokens([5, 6, 7]))
+    )
+    side.admit_at_once(lambda handoff_id: True)
+    side.on_transfers_finished(set(), {request.request_id})
+    assert phases(side) == ["held"]
+    return side, request
+
+
+def test_a_beta_that_goes_on_before_its_kv_was_spoken_of_is_adopted_after_that_word() -> None:
+    side, _ = adopted_before_it_was_heard_why()
+    side.hear(heard("complete"))
+    complete, adopted = side.take_signals()
+    assert (complete.phase, adopted.phase) == ("complete", "adopted")
+    assert complete.exposed_s == pytest.approx(0.002)
+
+
+def test_such_a_beta_is_adopted_too_when_it_ends_before_that_word() -> None:
+    side, request = adopted_before_it_was_heard_why()
+    request.status = RequestStatus.FINISHED_ABORTED
+    side.on_request_finished(request)
+    assert phases(side) == ["adopted"]
+
+
+def test_tokens_that_became_known_are_told_at_once_to_a_worker_that_expects_the_kv() -> None:
+    side = SchedulerSide(BLOCK, 1)
+    request = handoff_request("beta", cut=42, num_output=3)
+    side.on_new_request(request)
+    side.on_allocated(request, [1, 2, 3], 42)
+    side.continue_with(
+        Continuation(handoff_id="h", request_id="r", epoch=1, token_ids=pack_tokens([5, 6, 7]))
+    )
+    side.admit_at_once(lambda handoff_id: False)  # its expectation is still among the orders
+    assert idle_step(side).admitted == ["h"]
+    side.admit_at_once(lambda handoff_id: True)
+    assert idle_step(side).admitted == []
+
+
 def test_beta_whose_cache_has_everything_needs_nothing() -> None:
     side = SchedulerSide(BLOCK, 1)
     request = handoff_request("beta", cut=32)
