@@ -382,7 +382,7 @@ class SchedulerSide:
     # -- beta ----------------------------------------------------------------------------------
 
     def _on_complete(self, beta: Beta, num_bytes: int, transfer_s: float) -> None:
-        """The word may come with a step's output when the request already runs (see adopted_at_s)."""
+        """It may come with a step's output when the request already runs (see adopted_at_s)."""
         beta.completed = True
         exposed_s = 0.0
         if beta.continued_at_s is not None:
