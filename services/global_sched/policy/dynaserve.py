@@ -138,8 +138,9 @@ class DynaServe:
         return alphas, list(betas.values())
 
     def _cut(self, alpha: End, beta: End, cut: int, turn: Turn) -> Weighed:
-        alpha_s, moved_s = alpha.sent.get(cut) or self._send(alpha, cut, turn)
-        burden_s = beta.burdens_s.get(cut) or self._bear(beta, cut, turn)
+        sent, burdens_s = alpha.sent, beta.burdens_s
+        alpha_s, moved_s = sent[cut] if cut in sent else _send(alpha, cut, turn)
+        burden_s = burdens_s[cut] if cut in burdens_s else self._bear(beta, cut, turn)
         tail, tbt_s = turn.prompt - cut, beta.step_s
         if tail > 0:
             ttft_s = _tail_done_s(alpha_s + moved_s, tail, cut, beta)
@@ -147,21 +148,12 @@ class DynaServe:
             ttft_s, step_s = alpha_s, beta.next_step_s
             late = (moved_s + step_s + tbt_s - turn.slo_s) / step_s * turn.share_hurt_by_one_gap
             if late > 0.0:
-                burden_s += self.settings.miss_weight_s * min(late, 1.0)
+                burden_s += self.settings.miss_weight_s * (late if late < 1.0 else 1.0)
             tbt_s = moved_s + 0.5 * step_s + tbt_s
             if tail < 0:
                 share = min(-tail / max(turn.mean, 1.0), 1.0)
                 burden_s += share * self._burden_s(alpha.pace, alpha.own_ms, cut, alpha.holds, turn)
         return (alpha.instance_id, beta.instance_id, cut, ttft_s, tbt_s, ttft_s + burden_s)
-
-    def _send(self, alpha: End, cut: int, turn: Turn) -> tuple[float, float]:
-        """When alpha has done its part, and how long its KV is on the way then. Seconds."""
-        prompt = turn.prompt
-        own = (cut if cut < prompt else prompt) - alpha.cached
-        work = typical_tokens(alpha.view.model, own if own > 1 else 1, alpha.cached)
-        alpha_s = 1e-3 * alpha.pace.prefill_ms(work, turn.horizon_ms)
-        sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.view, cut, turn.pool)
-        return sent
 
     def _bear(self, beta: End, cut: int, turn: Turn) -> float:
         """What decoding on beta costs."""
@@ -233,6 +225,16 @@ def _cut_points(alpha: End, beta: End, turn: Turn) -> list[int]:
         if prompt < streamed <= last:
             points.append(streamed)
     return points
+
+
+def _send(alpha: End, cut: int, turn: Turn) -> tuple[float, float]:
+    """When alpha has done its part, and how long its KV is on the way then. Seconds."""
+    prompt = turn.prompt
+    own = (cut if cut < prompt else prompt) - alpha.cached
+    work = typical_tokens(alpha.view.model, own if own > 1 else 1, alpha.cached)
+    alpha_s = 1e-3 * alpha.pace.prefill_ms(work, turn.horizon_ms)
+    sent = alpha.sent[cut] = alpha_s, handoff_s(alpha.view, cut, turn.pool)
+    return sent
 
 
 def _tail_done_s(arrives_s: float, tail: int, cut: int, beta: End) -> float:
