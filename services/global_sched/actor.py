@@ -226,7 +226,7 @@ class SchedulerActor(Actor):
         """Raises NotAdmitted."""
         if not is_held_to_its_slo(place):
             return
-        queued, bound = self.pool.num_queued(ready), self.settings.max_queued * len(ready)
+        queued, bound = self.pool.num_queued, self.settings.max_queued * len(ready)
         verdict = self.admission.judge(request, decision, queued, bound, is_overloaded)
         if not verdict.admitted:
             raise NotAdmitted(verdict)

@@ -68,6 +68,7 @@ class PoolTracker:
 
     def __init__(self) -> None:
         self._tracked: dict[str, _Tracked] = {}
+        self._seen: list[_Tracked] = []
         self.records: dict[str, InstanceRecord] = {}
         """Of every instance, ready or not."""
         self._roles: Mapping[str, Role] = {}
@@ -146,16 +147,17 @@ class PoolTracker:
         unsplit_classes: frozenset[str] = frozenset(),
     ) -> PoolView:
         """The snapshot a policy decides on; ``now_s`` in unix seconds."""
-        tracked = [self._tracked[record.instance_id] for record in among]
-        views = tuple([each.view or self._make_view(each) for each in tracked])
+        self._seen = [self._tracked[record.instance_id] for record in among]
+        views = tuple([each.view or self._make_view(each) for each in self._seen])
         if not among:
             return PoolView(now_s, views)
         token_bytes = kv_token_bytes(among[0].geometry)
         return PoolView(now_s, views, token_bytes, unsplit_classes=unsplit_classes)
 
-    def num_queued(self, among: list[InstanceRecord]) -> int:
-        """Requests on these instances that have no first token yet; call ``view`` before."""
-        return sum([self._tracked[record.instance_id].queued for record in among])
+    @property
+    def num_queued(self) -> int:
+        """Requests without a first token on the instances of the last ``view``."""
+        return sum([tracked.queued for tracked in self._seen])
 
     def last_load(self, instance_id: str) -> InstanceLoad | None:
         tracked = self._tracked.get(instance_id)

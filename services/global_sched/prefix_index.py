@@ -70,8 +70,9 @@ class PrefixIndex:
         """Chunks over all instances."""
         return sum(len(held) for held in list(self._chunks.values()))
 
-    def leading(self, chunks: Iterable[bytes]) -> dict[str, int]:
-        """How many of a prompt's leading chunks each instance holds; those with none left out."""
+    def leading(self, chunks: Iterable[bytes], each: int = 1) -> dict[str, int]:
+        """How many of a prompt's leading chunks each instance holds, a chunk counting ``each``;
+        those with none left out."""
         found: dict[str, int] = {}
         depth, holding, who = 0, -1, self._holders.get
         for chunk in chunks:
@@ -82,7 +83,7 @@ class PrefixIndex:
                 if not still:
                     return found
                 holding = still
-            depth += 1
+            depth += each
         if depth:
             self._note(found, holding, depth)
         return found

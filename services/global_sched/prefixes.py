@@ -67,8 +67,7 @@ class PrefixKnowledge:
             return {}
         tokens = request.prompt_token_ids + request.output_token_ids
         length = self._chunk_tokens
-        leading = self.index.leading(chunk_hashes(tokens, length, request.cache_salt))
-        return {name: length * count for name, count in leading.items()}
+        return self.index.leading(chunk_hashes(tokens, length, request.cache_salt), length)
 
     def _forget(self, instance_id: str) -> None:
         self.index.forget(instance_id)

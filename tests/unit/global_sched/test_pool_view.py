@@ -218,4 +218,4 @@ def test_requests_without_a_first_token_are_counted_once_wherever_they_wait() ->
     tracker.on_placed("b", "r", Burden(100, 1, 120), 1.0)
     ready = tracker.ready()
     tracker.view(0.0, ready)
-    assert tracker.num_queued(ready) == 5
+    assert tracker.num_queued == 5
