@@ -51,8 +51,8 @@ def typical_tokens(model: LatencyModel, tokens: int, context: int) -> float:
 
     Prefill speeds are stated for it; a prompt of 24,000 tokens takes half as long again.
     """
-    per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
-    return model.prompt_ms(tokens, context) / per_token
+    _, _, _, prefill_ms, attend_ms = model
+    return model.prompt_ms(tokens, context) / (prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS)
 
 
 def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:
