@@ -1,4 +1,4 @@
-"""Simulated engine steps per second of one core (CPU time, the best of three runs).
+"""Simulated engine steps per second of one core (CPU time, the best of seven runs: others use the host).
 
 python benchmarks/simulation/speed.py [FILE.json]
 
@@ -18,7 +18,7 @@ from dynaserve.sim.traces import poisson_arrivals, synthetic_trace
 from services.global_sched.policy import POLICIES
 from shared.latency_model import LatencyProfile
 
-RUNS = 3
+RUNS = 7
 
 
 def steps_per_s(policy: str, instances: int, rate: float, slo_tbt_s: float) -> dict[str, float]:
