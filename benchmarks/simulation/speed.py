@@ -1,4 +1,4 @@
-"""Simulated engine steps per second of one core (CPU time, the best of seven runs: others use the host).
+"""Simulated engine steps per second of one core (CPU time, the best of seven runs).
 
 python benchmarks/simulation/speed.py [FILE.json]
 
