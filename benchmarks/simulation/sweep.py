@@ -195,8 +195,8 @@ def shared_queue(body: dict[str, Any]) -> list[str]:
     """Table of `shared_queue.py`."""
     lines = [
         "Where every instance decodes, placing whole requests better can hardly shorten P99 TTFT:",
-        "here it is if all prompts waited in one queue, from which instances take as a step begins,",
-        "and if each were computed alone on an idle instance (ms at 70 %,",
+        "here it is if all prompts waited in one queue, from which instances take as a step",
+        "begins, and if each were computed alone on an idle instance (ms at 70 %,",
         f"`{body['command']}`):",
         "",
         "| inst. | load | TBT ms | best other | dynaserve | shared queue | alone |",
@@ -217,8 +217,9 @@ engine's own batching, `disagg slo` the SLO batcher.
 
 At 100 and 50 ms the step's base cost is less than a fifth of the SLO, so `dynaserve` lets every
 instance decode and equals the colocated pool with the SLO batcher, in capacity and in TTFT (to 1 to
-2 %, the precision of either; on reasoning at 100 ms it is ahead in TTFT). There gathering would win a few per cent of capacity at 50 ms on some loads, lose as much on code with two
-instances, and always cost TTFT below capacity (a prompt that ends on a holder waits for its step).
+2 %, the precision of either; on reasoning at 100 ms it is ahead in TTFT). There gathering would win
+a few per cent of capacity at 50 ms on some loads, lose as much on code with two instances, and
+always cost TTFT below capacity (a prompt that ends on a holder waits for its step).
 
 At 25 ms it gathers. The hybrid gains less than its parts: decodes that were spread while reasoning
 arrived stay where they started for half a minute, and each instance they sit on pays the base cost
