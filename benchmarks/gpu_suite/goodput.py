@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,10 +16,12 @@ from rich.console import Console
 from benchmarks.gpu_suite.cells import GPU_WINDOW_S, Cell
 from dynaserve.bench.figures import Figures, figures
 from dynaserve.bench.observation import Observation
+from dynaserve.bench.pool import connected
 from dynaserve.bench.progress import Board
 from dynaserve.bench.run import BenchResult, SystemRun, bench
 from dynaserve.bench.settings import read_settings
 from dynaserve.bench.slo import Slos
+from shared.schemas.segment import TimedStep
 
 TTFT_MS, TTFT_MS_PER_TOKEN = 1000, 0.2
 KEPT = (
@@ -79,10 +83,24 @@ async def run_cell(
             flags = bench_flags(given, cell, tbt_ms)
             chosen = [f"--compare={name}" for name in systems]
             result = await bench(read_settings([*flags, *chosen, *where]), board)
+            await keep_steps(nats, target.with_name(f"steps_{cell.name}_{tbt_ms}.csv.gz"))
             rows += [row(result, each, judged_ms) for each in result.results]
             document = {**source, "cell": asdict(cell), "bench": flags, "systems": rows}
             target.write_text(json.dumps(document, indent=1) + "\n")
     return summary(rows)
+
+
+async def keep_steps(nats: str, target: Path) -> None:
+    """The last steps of every instance, as they timed them: to see what the batcher did."""
+    async with connected(nats, "suite") as control:
+        await control.registry.wait_until(lambda registry: len(registry.instances) >= 2)
+        steps = await control.take_steps()
+    with gzip.open(target, "wt", newline="") as sink:
+        table = csv.DictWriter(sink, ["instance_id", *TimedStep.model_fields])
+        table.writeheader()
+        for each in steps:
+            rows = (step.model_dump() for step in each.steps)
+            table.writerows({"instance_id": each.instance_id, **row} for row in rows)
 
 
 def row(result: BenchResult, each: SystemRun, judged_ms: Sequence[int]) -> dict[str, Any]:

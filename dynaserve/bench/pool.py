@@ -17,8 +17,10 @@ from shared.schemas.segment import (
     ControlReply,
     EngineAccounts,
     InspectEngine,
+    ReadSteps,
     ResetPrefixCache,
     SetBatcher,
+    TimedSteps,
 )
 from shared.subjects import Subjects
 
@@ -93,6 +95,13 @@ class PoolControl:
         """What each instance holds."""
         return [
             ACCOUNTS.validate_json((await self._request(instance_id, InspectEngine())).data)
+            for instance_id in self.instances
+        ]
+
+    async def take_steps(self) -> list[TimedSteps]:
+        """The steps each instance timed since it was asked last."""
+        return [
+            TimedSteps.model_validate_json((await self._request(instance_id, ReadSteps())).data)
             for instance_id in self.instances
         ]
 

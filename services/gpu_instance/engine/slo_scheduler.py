@@ -102,7 +102,10 @@ class SloBatching(_Base):
         self._ranked_s = 0.0
         self._grammars_seen: set[str] = set()
         self.num_steps = 0
-        self._timed_steps: deque[tuple[StepShape, float]] = deque(maxlen=MAX_TIMED_STEPS)
+        self._timed_steps: deque[tuple[StepShape, float, float, float]] = deque(
+            maxlen=MAX_TIMED_STEPS
+        )
+        """What was computed; measured, predicted and limit in seconds."""
         self.num_preempted = 0
         self.num_generated = 0
         self.last_step_s = 0.0
@@ -275,12 +278,19 @@ class SloBatching(_Base):
         if not self._in_flight or self._in_flight[0].output is not output:
             return
         step = self._in_flight.popleft()
-        self.last_step_s = now_s - max(step.scheduled_s, self._last_done_s)
+        device_s = None
+        if self.connector is not None:
+            device_s = self.connector.take_step_s(step.scheduled_s < self._last_done_s)
+        if device_s is None:
+            device_s = now_s - max(step.scheduled_s, self._last_done_s)
+        self.last_step_s = device_s
         self.last_predicted_s = self.batcher.model.step_ms(step.shape) / 1e3
         self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3)
         self._last_done_s = now_s
         self.num_steps += 1
-        self._timed_steps.append((step.shape, self.last_step_s))
+        self._timed_steps.append(
+            (step.shape, self.last_step_s, self.last_predicted_s, 1e-3 * step.plan.limit_ms)
+        )
 
     def _note_tokens(self, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
         paces, generated = self.paces, 0
@@ -359,7 +369,15 @@ class SloBatching(_Base):
 
     def take_timed_steps(self) -> list[TimedStep]:
         """What ran lately and how long it took; forgotten here."""
-        taken = [TimedStep(**shape._asdict(), step_s=step_s) for shape, step_s in self._timed_steps]
+        taken = [
+            TimedStep(
+                **shape._asdict(),
+                step_s=step_s,
+                predicted_s=predicted_s,
+                limit_s=limit_s if math.isfinite(limit_s) else None,
+            )
+            for shape, step_s, predicted_s, limit_s in self._timed_steps
+        ]
         self._timed_steps.clear()
         return taken
 

@@ -21,6 +21,7 @@ from services.kv_transfer.connector import continuity
 from services.kv_transfer.connector.rows import layer_rows
 from services.kv_transfer.connector.scheduler_side import SchedulerSide
 from services.kv_transfer.connector.step import StepTransfers, WorkerNews
+from services.kv_transfer.connector.step_clock import StepClock
 from services.kv_transfer.connector.worker_side import WorkerSide
 from services.kv_transfer.links.port import KvPort
 from shared.kv_seam import engine_bell
@@ -62,7 +63,8 @@ class DynaServeConnector(KVConnectorBase_V1):
         self._extra: dict[str, Any] = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._port: KvPort | None = None
         self._worker: WorkerSide | None = None
-        self._local_worker: WorkerSide | None = None
+        self._local_peer: DynaServeConnector | None = None
+        self.clock: StepClock | None = None
         self._handshake: PortHandshake | None = None
         if role == KVConnectorRole.SCHEDULER:
             self.scheduler_side = SchedulerSide(
@@ -97,6 +99,8 @@ class DynaServeConnector(KVConnectorBase_V1):
                 max(1, PIECE_BYTES[first.device.type] // (len(rows) * block_bytes)),
             ),
         )
+        if first.is_cuda:
+            self.clock = StepClock(lambda: torch.cuda.Event(enable_timing=True))
         self._handshake = PortHandshake(self._port.address, len(rows), block_bytes, layout)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -106,6 +110,8 @@ class DynaServeConnector(KVConnectorBase_V1):
         super().bind_connector_metadata(connector_metadata)
         if self._worker is not None and isinstance(connector_metadata, StepTransfers):
             self._worker.take_orders(connector_metadata)
+            if self.clock is not None and connector_metadata.computes:
+                self.clock.begin()
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         """Loads are under way since the step's orders were bound."""
@@ -120,6 +126,8 @@ class DynaServeConnector(KVConnectorBase_V1):
         if self._worker is not None:
             metadata = self._get_connector_metadata()
             assert isinstance(metadata, StepTransfers)
+            if self.clock is not None:
+                self.clock.end()
             self._worker.stage(metadata.filled)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
@@ -172,7 +180,8 @@ class DynaServeConnector(KVConnectorBase_V1):
         vLLM itself tells of it with a step's output, two steps late where steps overlap. Only where
         the worker is in this process; else None, and vLLM's way remains.
         """
-        worker = self._worker_in_this_process()
+        peer = self._worker_in_this_process()
+        worker = peer._worker if peer is not None else None
         if worker is None or not self.scheduler_side.is_expecting:
             return None
         self.scheduler_side.admit_at_once(worker.admit)
@@ -181,12 +190,19 @@ class DynaServeConnector(KVConnectorBase_V1):
             return None
         return KVConnectorOutput(finished_recving=request_ids, kv_connector_worker_meta=news)
 
-    def _worker_in_this_process(self) -> WorkerSide | None:
-        if self._local_worker is None and has_kv_transfer_group():
+    def take_step_s(self, follows: bool) -> float | None:
+        """What the device took for the oldest step not asked for yet (see ``StepClock``); None
+        where it is not known here."""
+        peer = self._worker_in_this_process()
+        return peer.clock.take_s(follows) if peer is not None and peer.clock is not None else None
+
+    def _worker_in_this_process(self) -> "DynaServeConnector | None":
+        """The worker's half of the connector, unless the worker is a process of its own."""
+        if self._local_peer is None and has_kv_transfer_group():
             peer = get_kv_transfer_group()
             if isinstance(peer, DynaServeConnector):
-                self._local_worker = peer._worker
-        return self._local_worker
+                self._local_peer = peer
+        return self._local_peer
 
     def hear_workers(self, output: KVConnectorOutput) -> None:
         """Called by the scheduler before it processes a step, so that what finished is known."""

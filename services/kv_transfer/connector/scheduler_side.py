@@ -190,6 +190,7 @@ class SchedulerSide:
         if self._alphas and output.kv_connector_block_state is not None:
             self._list_filled(output, output.kv_connector_block_state.resolve_block_ids)
         orders, self._orders = self._orders, StepTransfers()
+        orders.computes = bool(output.num_scheduled_tokens)
         return orders
 
     def admit_at_once(self, admit: Callable[[str], bool]) -> None:

@@ -57,6 +57,8 @@ class Expect:
 class StepTransfers(KVConnectorMetadata):
     """One step's orders to every worker."""
 
+    computes: bool = False
+    """The step has a forward pass."""
     offers: list[Offer] = field(default_factory=list)
     filled: list[Filled] = field(default_factory=list)
     withdrawn: dict[str, str] = field(default_factory=dict)

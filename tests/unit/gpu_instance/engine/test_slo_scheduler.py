@@ -64,6 +64,7 @@ def with_connector(scheduler: Any) -> Any:
 
     connector = Mock(spec=DynaServeConnector)
     connector.hear_arrivals.return_value = None
+    connector.take_step_s.return_value = None
     connector.get_num_new_matched_tokens.side_effect = matched
     connector.request_finished.return_value = (False, None)
     connector.take_events.return_value = ()

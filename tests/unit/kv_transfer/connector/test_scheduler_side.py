@@ -252,6 +252,12 @@ def test_tokens_that_became_known_are_told_at_once_to_a_worker_that_expects_the_
     assert idle_step(side).admitted == []
 
 
+def test_orders_say_whether_the_step_computes_anything() -> None:
+    side, request = alpha_at_work()
+    assert step_of(side, request, 0, 16).computes
+    assert not idle_step(side).computes
+
+
 def test_beta_whose_cache_has_everything_needs_nothing() -> None:
     side = SchedulerSide(BLOCK, 1)
     request = handoff_request("beta", cut=32)
