@@ -82,8 +82,8 @@ async def overhead(model: str, out: Path, cpu: bool, rounds: int, timeout_s: flo
         arguments += [
             *("--model", model, f"--engine-args={OVERHEAD_FLAGS}", "--plain-args="),
             *("--pool-args=--batcher static:8192", "--env", "NCCL_NVLS_ENABLE=0"),
-            *("--prompt-tokens", "1024", "--output-tokens", "96", "--ready-s", "240"),
-            *("--requests", "8", "32", "96"),
+            *("--prompt-tokens", "2048", "--output-tokens", "64", "--ready-s", "240"),
+            *("--requests", "16", "32", "64"),
         ]
     log = out / "overhead.log"
     await command("benchmarks.overhead", *arguments, timeout_s=timeout_s, log=log)
