@@ -6,7 +6,8 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     contexts, and ``slack_ms``: the smallest over decodes of (TBT SLO - time since its last
     token). A step starts when the last one ended, so this is the tightest SLO itself except for a
     decode that just arrived by handoff or sat out a step. A decode that is already past its SLO
-    does not count (it yields): its slack is left out. Use ``math.inf`` when nothing decodes.
+    yields: it has the whole SLO again, and so has one whose first token is not there yet. Use
+    ``math.inf`` when nothing decodes.
 2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
     their deadline, earliest deadline first, but those with hardly anything left before all others;
     then the lost ones, oldest first. When ``lost_turn`` is true the oldest lost prompt goes before
@@ -27,9 +28,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
@@ -58,6 +59,14 @@ class BatcherSettings:
     decode_fill: float = 0.98
     """Decodes join as long as the next step, without prompts, takes no more of the slack: contexts
     grow on."""
+    graph_tokens: int = 0
+    """Largest step that the engine runs as a captured graph; 0: steps of all sizes are alike.
+
+    A larger one is launched kernel by kernel, which takes the host tens of milliseconds, the device
+    often waits for it, and its time is hard to predict."""
+    worth_launching: float = 2.0
+    """A step goes beyond the graph where it then holds so many times as many tokens: as fast as
+    graphs of half its size, and with fewer base costs."""
     free_step_ms: float = 160.0
     """Longest step in which nothing decodes: long enough to spread the step's base cost."""
     free_step_share: float = 0.3
@@ -127,12 +136,32 @@ def prompt_rank(
     return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)
 
 
+class Margin:
+    """Upper quantile of the relative errors of the last steps of one kind."""
+
+    def __init__(self, settings: BatcherSettings, initial: float) -> None:
+        self.value = initial
+        self._settings = settings
+        self._errors = deque([initial])
+        self._ordered = [initial]
+
+    def learn(self, error: float) -> None:
+        settings, ordered = self._settings, self._ordered
+        if len(self._errors) == settings.margin_window:
+            del ordered[bisect_left(ordered, self._errors.popleft())]
+        self._errors.append(error)
+        insort(ordered, error)
+        upper = ordered[math.ceil(settings.margin_quantile * len(ordered)) - 1]
+        self.value = min(settings.max_margin, max(0.0, upper))
+
+
 class Batcher:
     """Sizes engine steps. Invariant: every decode fits, and a waiting prompt always progresses.
 
     Three corrections act together: the latency model follows the measured steps; a margin is the
-    upper quantile of what error remains in full steps; and a step over its limit shrinks the
-    following ones at once, an effect that wears off step by step.
+    upper quantile of what error remains in full steps, apart for captured and for launched ones;
+    and a step over its limit shrinks the following ones at once, an effect that wears off step by
+    step.
     """
 
     def __init__(
@@ -145,9 +174,8 @@ class Batcher:
     ) -> None:
         self.settings = settings or BatcherSettings()
         self.online = OnlineLatencyModel(model, trust)
-        self.margin = initial_margin
-        self._errors = deque([initial_margin])
-        self._ordered = [initial_margin]
+        self.captured = Margin(self.settings, initial_margin)
+        self.launched = Margin(self.settings, initial_margin)
         self.relief = 1.0
         self.step_index = 0
         self.set_mode(mode)
@@ -175,7 +203,8 @@ class Batcher:
             # Read twice below, and engines may give an iterator: it would be empty the second time.
             load = load._replace(prompts=tuple(islice(load.prompts, MAX_PROMPTS_READ)))
             return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
-        limit_ms = slack_ms * self.relief / (1.0 + self.margin)
+        bound_ms = slack_ms * self.relief
+        limit_ms = bound_ms / (1.0 + self._margin_of(num_decodes).value)
         if not coming:
             return StepPlan(num_decodes, limit_ms)
         decode_ms = self.online.model.decode_step_ms(num_decodes, context_tokens)
@@ -185,8 +214,29 @@ class Batcher:
             least = min(settings.min_prefill_tokens, prompts[0][0]) if prompts else 0
         else:
             least = 0
-        prefill = max(self._prefill_tokens(limit_ms, load), least)
-        return StepPlan(num_decodes + prefill, limit_ms)
+        prefill, limit_ms = self._beside_decodes(bound_ms, load)
+        return StepPlan(num_decodes + max(prefill, least), limit_ms)
+
+    def _margin_of(self, tokens: int) -> Margin:
+        """Of steps with so many tokens."""
+        return self.captured if tokens <= self.settings.graph_tokens else self.launched
+
+    def _beside_decodes(self, bound_ms: float, load: StepLoad) -> tuple[int, float]:
+        """Prefill tokens that end within ``bound_ms``, and the limit they were sized for."""
+        settings = self.settings
+        launched_ms = bound_ms / (1.0 + self.launched.value)
+        room = settings.graph_tokens - load.num_decodes
+        if room <= 0:
+            return self._prefill_tokens(launched_ms, load), launched_ms
+        captured_ms = bound_ms / (1.0 + self.captured.value)
+        coming, seen = iter(load.prompts), list[tuple[int, int]]()
+        within = load._replace(prompts=_noting(coming, seen))
+        prefill = self._prefill_tokens(captured_ms, within, room)
+        if prefill == room:  # only the graph was in the way
+            more = self._prefill_tokens(launched_ms, load._replace(prompts=chain(seen, coming)))
+            if load.num_decodes + more >= settings.worth_launching * settings.graph_tokens:
+                return more, launched_ms
+        return prefill, captured_ms
 
     def _free_limit_ms(self, load: StepLoad) -> float:
         """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
@@ -200,7 +250,9 @@ class Batcher:
         wanted_ms = max(first_ms, self.settings.free_step_share * total_ms)
         return model.base_ms + 1e-6 + min(wanted_ms, longest_ms)
 
-    def _prefill_tokens(self, limit_ms: float, load: StepLoad) -> int:
+    def _prefill_tokens(
+        self, limit_ms: float, load: StepLoad, most_tokens: int | None = None
+    ) -> int:
         """Tokens of the prompts, taken in order, that fit the limit beside the decodes.
 
         A prompt that would end in this step decodes in the next: where that step would be too long,
@@ -212,6 +264,8 @@ class Batcher:
         room_ms = limit_ms - next_ms
         longest_ms = limit_ms * settings.decode_fill if num_decodes else math.inf
         left = max(settings.max_num_batched_tokens - num_decodes, 0)
+        if most_tokens is not None:
+            left = min(left, most_tokens)
         total = 0
         _, decode_ms, context_ms, _, _ = model
         for tokens, context in prompts:
@@ -230,23 +284,25 @@ class Batcher:
         """Learn from the step just run."""
         predicted_ms = self.model.step_ms(shape)
         error = self.online.observe(shape, measured_ms)
+        margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
+        # Steps that came near their limit alone: the others' errors do no harm.
         if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:
-            self._adapt_margin(error)
-        limit_ms = plan.limit_ms * (1.0 + self.margin)
+            margin.learn(error)
+        limit_ms = plan.limit_ms * (1.0 + margin.value)
         if measured_ms > limit_ms > 0.0:
             shrunk = self.relief * limit_ms / measured_ms
             self.relief = max(self.settings.spike_floor, shrunk)
         else:
             self.relief += self.settings.spike_recovery * (1.0 - self.relief)
 
-    def _adapt_margin(self, error: float) -> None:
-        """Steps that came near their limit alone: the others' errors do no harm."""
-        if len(self._errors) == self.settings.margin_window:
-            del self._ordered[bisect_left(self._ordered, self._errors.popleft())]
-        self._errors.append(error)
-        insort(self._ordered, error)
-        upper = self._ordered[math.ceil(self.settings.margin_quantile * len(self._ordered)) - 1]
-        self.margin = min(self.settings.max_margin, max(0.0, upper))
+
+def _noting(
+    prompts: Iterator[tuple[int, int]], seen: list[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """The same, and what was taken is in ``seen``: engines give prompts once."""
+    for prompt in prompts:
+        seen.append(prompt)
+        yield prompt
 
 
 def parse_mode(mode: str) -> int | None:

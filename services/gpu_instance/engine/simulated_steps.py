@@ -127,8 +127,8 @@ class StepComposer:
         context: int,
         now_s: float,
     ) -> StepLoad:
-        slacks = (r.slo_tbt_s - (now_s - r.last_token_s) for r in decodes)
-        slack_s = min((slack for slack in slacks if slack > 0.0), default=math.inf)
+        slacks = ((r.slo_tbt_s, r.slo_tbt_s - (now_s - r.last_token_s)) for r in decodes)
+        slack_s = min((left if left > 0.0 else slo for slo, left in slacks), default=math.inf)
         in_turn = ((r.remaining, r.computed) for r in self._prompts_in_turn(prompts))
         return StepLoad(len(decodes), context, slack_s * 1e3, in_turn)
 

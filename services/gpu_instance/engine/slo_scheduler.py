@@ -42,6 +42,7 @@ from shared.schemas.request import Slo
 from shared.schemas.segment import TimedStep
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.outputs import ModelRunnerOutput
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
 RANK_INTERVAL_S = 0.02
 """Waiting prompts are put in order this often at most."""
 MAX_TIMED_STEPS = 8192
+MOST_INITIAL_MARGIN = 0.25
+"""What the profile's own errors ask for at first; from then on measured steps say it."""
 NO_SLO = Slo(ttft_s=60.0, tbt_s=60.0)
 
 
 @dataclass(slots=True)
 class Pace:
-    """A request's objectives, and when its last token left."""
+    """A request's objectives, and when its last token left (minus infinity before the first)."""
 
     arrival_s: float
     deadline_s: float
@@ -89,8 +92,12 @@ class SloBatching(_Base):
         profile = LatencyProfile.load(Path(extra["dynaserve_latency_profile"]))
         self.batcher = Batcher(
             profile.model,
-            BatcherSettings(max_num_batched_tokens=self.configured_tokens),
+            BatcherSettings(
+                max_num_batched_tokens=self.configured_tokens,
+                graph_tokens=_graph_tokens(self.vllm_config),
+            ),
             mode=extra["dynaserve_batcher"],
+            initial_margin=min(profile.error.p99, MOST_INITIAL_MARGIN),
             trust=PROFILED if extra["dynaserve_profiled"] else UNPROFILED,
         )
         self.prefix_events = PrefixEvents.follow_cache_of(self)
@@ -120,7 +127,7 @@ class SloBatching(_Base):
         slo: Slo = getattr(request, "slo", NO_SLO)
         arrival_s = now_s - waited_s
         self.paces[request.request_id] = Pace(
-            arrival_s, arrival_s + slo.ttft_s, slo.tbt_s, last_token_s=now_s
+            arrival_s, arrival_s + slo.ttft_s, slo.tbt_s, last_token_s=-math.inf
         )
         super().add_request(request)
 
@@ -177,8 +184,11 @@ class SloBatching(_Base):
                 continue
             context += request.num_computed_tokens
             pace = paces[request.request_id]
-            next_s = pace.last_token_s + (uniform_s or pace.tbt_s)
-            if now_s < next_s < due_s:
+            tbt_s = uniform_s or pace.tbt_s
+            next_s = pace.last_token_s + tbt_s
+            if next_s <= now_s:  # late already, or its first token is still to come
+                next_s = now_s + tbt_s
+            if next_s < due_s:
                 due_s = next_s
         num_decodes = len(self.running) - len(prompts)
         self._tails = {}
@@ -389,6 +399,15 @@ class SloBatching(_Base):
             owned.update(self.kv_cache_manager.get_block_ids(request_id)[0])
         in_use = {block.block_id for block in pool.blocks if block.ref_cnt > 0}
         return len(in_use - owned - {pool.null_block.block_id})
+
+
+def _graph_tokens(config: VllmConfig) -> int:
+    """Tokens of the largest step with prompts that vLLM captured as CUDA graphs; 0 without."""
+    compilation = config.compilation_config
+    mode = compilation.cudagraph_mode
+    if config.model_config.enforce_eager or mode is None or not mode.mixed_mode():
+        return 0
+    return int(compilation.max_cudagraph_capture_size or 0)
 
 
 class SloScheduler(SloBatching, Scheduler):

@@ -60,6 +60,51 @@ def test_without_decodes_a_single_prompt_runs_whole() -> None:
     assert exact().plan(StepLoad(0, 0, math.inf, [(3000, 0)])).token_budget == 3000
 
 
+def with_graphs() -> Batcher:
+    return Batcher(MODEL, BatcherSettings(graph_tokens=512), initial_margin=0.0)
+
+
+def test_a_step_stays_within_the_captured_graphs_where_hardly_more_would_fit() -> None:
+    load = StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    assert exact().plan(load).token_budget > 600
+    assert with_graphs().plan(load).token_budget == 512
+
+
+def test_a_step_goes_beyond_the_graphs_where_much_more_fits() -> None:
+    load = StepLoad(32, 32_000, 100.0, [(20_000, 0)])
+    assert with_graphs().plan(load) == exact().plan(load)
+
+
+def test_more_decodes_than_a_graph_holds_are_launched() -> None:
+    load = StepLoad(513, 51_300, 100.0, [(20_000, 0)])
+    assert with_graphs().plan(load) == exact().plan(load)
+
+
+def test_a_step_that_its_prompts_do_not_fill_is_not_larger_with_graphs() -> None:
+    load = StepLoad(32, 32_000, 100.0, iter([(100, 0), (50, 0)]))
+    assert with_graphs().plan(load).token_budget == 182
+
+
+def test_errors_of_launched_steps_do_not_shrink_those_within_the_graphs() -> None:
+    batcher = with_graphs()
+    load = StepLoad(32, 32_000, 100.0, [(20_000, 0)])
+    for _ in range(20):
+        plan = batcher.plan(load)
+        tokens = plan.token_budget - 32
+        shape = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
+        batcher.observe(plan, shape, 1.8 * batcher.model.step_ms(shape))
+    assert batcher.launched.value > 0.2
+    assert batcher.captured.value == 0.0
+
+
+@given(st.integers(0, 600), st.integers(0, 3000), st.floats(1.0, 200.0), PROMPTS)
+def test_with_graphs_every_decode_still_has_its_place_and_no_step_is_larger_than_without(
+    decodes: int, context: int, slack_ms: float, prompts: list[tuple[int, int]]
+) -> None:
+    load = StepLoad(decodes, decodes * context, slack_ms, prompts)
+    assert decodes <= with_graphs().plan(load).token_budget <= exact().plan(load).token_budget
+
+
 def test_static_mode_always_gives_n_tokens() -> None:
     batcher = Batcher(MODEL, mode="static:512")
     assert batcher.plan(StepLoad(0, 0, math.inf, [(9000, 0)])).token_budget == 512
@@ -90,7 +135,7 @@ def test_the_margin_covers_the_errors_of_full_steps_and_of_no_others() -> None:
         full = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
         batcher.observe(plan, full, batcher.model.step_ms(full) * (1.4 if index % 20 == 0 else 1.0))
         batcher.observe(plan, small, batcher.model.step_ms(small) * 3.0)
-    assert 0.3 < batcher.margin < 0.6
+    assert 0.3 < batcher.launched.value < 0.6
 
 
 @pytest.mark.parametrize("mode", ["", "static", "static:", "static:0", "static:-1", "fast"])
@@ -168,4 +213,4 @@ def test_whatever_is_measured_budgets_stay_legal(data: st.DataObject) -> None:
         shape = StepShape(decodes, 700 * decodes, prefill, 0.5 * prefill * prefill)
         batcher.observe(plan, shape, data.draw(st.floats(0.01, 20_000.0)))
         assert limits.spike_floor <= batcher.relief <= 1.0
-        assert 0.0 <= batcher.margin <= limits.max_margin
+        assert 0.0 <= batcher.launched.value <= limits.max_margin

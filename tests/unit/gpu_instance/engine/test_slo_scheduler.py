@@ -1,5 +1,6 @@
 """The SLO batcher inside vLLM's own scheduler, with no model behind it."""
 
+import math
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ from vllm.v1.request import Request
 
 from benchmarks.batcher_cost import Stopwatch, TimedAsync, TimedSync, fake_tokens, make_scheduler
 from services.kv_transfer.connector.connector import DynaServeConnector
+from shared.latency_model import StepShape
 from shared.schemas.request import Slo
 
 ASKED = st.lists(
@@ -138,6 +140,17 @@ def test_kv_that_is_heard_of_between_steps_makes_its_request_ready_for_the_next(
     assert step(holder)["beta"] == 1
     holder.connector.hear_workers.assert_called_once_with(arrived)
     holder.connector.update_connector_output.assert_called_once_with(arrived)
+
+
+def test_decodes_that_are_late_or_have_no_token_yet_bound_the_step_by_their_whole_slo(
+    holder: Any,
+) -> None:
+    for pace in holder.paces.values():
+        pace.tbt_s, pace.last_token_s = 0.05, -math.inf
+    add(holder, "long", 2000, 4, 60.0)
+    chunk = step(holder)["long"]
+    assert 0 < chunk < 1000
+    assert holder.batcher.model.step_ms(StepShape(4, 100, chunk, 0.5 * chunk * chunk)) < 50.0
 
 
 def test_a_prompt_that_takes_many_steps_leaves_room_for_betas(holder: Any) -> None:
