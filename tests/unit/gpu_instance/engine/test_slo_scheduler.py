@@ -148,9 +148,10 @@ def test_decodes_that_are_late_or_have_no_token_yet_bound_the_step_by_their_whol
     for pace in holder.paces.values():
         pace.tbt_s, pace.last_token_s = 0.05, -math.inf
     add(holder, "long", 2000, 4, 60.0)
+    model = holder.batcher.model
     chunk = step(holder)["long"]
-    assert 0 < chunk < 1000
-    assert holder.batcher.model.step_ms(StepShape(4, 100, chunk, 0.5 * chunk * chunk)) < 50.0
+    assert 0 < chunk < 2000
+    assert model.step_ms(StepShape(4, 100, chunk, 0.5 * chunk * chunk)) <= 50.0
 
 
 def test_a_prompt_that_takes_many_steps_leaves_room_for_betas(holder: Any) -> None:
