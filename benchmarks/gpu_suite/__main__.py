@@ -16,12 +16,12 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_suite import apart, goodput, handoffs, noise, timeline
 from benchmarks.gpu_suite.apart import command
-from benchmarks.gpu_suite.cells import CELLS, FIXED_SYSTEMS, SLO_SYSTEMS, Cell
+from benchmarks.gpu_suite.cells import CELLS, FIXED_SYSTEMS, SLO_SYSTEMS, Cell, wanted_cells
 from benchmarks.gpu_suite.pair_client import PairClient
 from dynaserve.bench.provenance import command_line, provenance
 from dynaserve.local_pool import LocalPool
@@ -51,7 +51,7 @@ def read_arguments() -> argparse.Namespace:
     add("--flags", default=GPU_FLAGS, help="of the pool and its engines")
     add("--tbt-ms", type=int, nargs="+", default=[100, 50], help="objectives that are judged")
     add("--seconds", type=float, default=12.0, help="measured time of each system and cell")
-    add("--cells", nargs="+", default=[cell.name for cell in CELLS])
+    add("--cells", nargs="+", default=[cell.name for cell in CELLS], help="NAME or NAME:TBT,TBT")
     add("--fixed-systems", nargs="*", default=list(FIXED_SYSTEMS))
     add("--slo-systems", nargs="*", default=list(SLO_SYSTEMS))
     add("--repeats", type=int, default=1, help="of each cell, for the noise between runs")
@@ -141,13 +141,12 @@ async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
         if "handoffs" in given.steps:
             await suite.step("handoffs", 90, lambda: run_handoffs(suite, client))
         if "goodput" in given.steps:
-            for cell in CELLS:
-                if cell.name in given.cells:
-                    await suite.step(
-                        f"goodput_{cell.name}",
-                        cell_seconds(given),
-                        functools.partial(run_cell, suite, pool, cell),
-                    )
+            for cell, tbt_ms in wanted_cells(given.cells, given.tbt_ms):
+                await suite.step(
+                    f"goodput_{cell.name}",
+                    cell_seconds(given, len(tbt_ms)),
+                    functools.partial(run_cell, suite, pool, cell, tbt_ms),
+                )
 
 
 def pool_arguments(given: argparse.Namespace) -> list[str]:
@@ -159,9 +158,9 @@ def pool_arguments(given: argparse.Namespace) -> list[str]:
     return [given.model, *common, *given.flags.split()]
 
 
-def cell_seconds(given: argparse.Namespace) -> float:
+def cell_seconds(given: argparse.Namespace, num_objectives: int) -> float:
     """About how long a cell takes: each run is warmed up and drained."""
-    runs = len(given.fixed_systems) + len(given.tbt_ms) * len(given.slo_systems)
+    runs = len(given.fixed_systems) + num_objectives * len(given.slo_systems)
     return float(runs * given.repeats * (given.seconds + 8))
 
 
@@ -191,9 +190,10 @@ async def run_handoffs(suite: Suite, client: PairClient) -> object:
     return keep(suite, "handoffs", await handoffs.measure(client, client.records, plan))
 
 
-async def run_cell(suite: Suite, pool: LocalPool, cell: Cell) -> object:
+async def run_cell(suite: Suite, pool: LocalPool, cell: Cell, tbt_ms: Sequence[int]) -> object:
     target = suite.out / f"goodput_{cell.name}.json"
-    return await goodput.run_cell(suite.given, cell, pool.nats_url, source(suite), target)
+    given, nats = suite.given, pool.nats_url
+    return await goodput.run_cell(given, cell, tbt_ms, nats, source(suite), target)
 
 
 def keep(suite: Suite, name: str, figures: dict[str, object]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """The load of each cell of the goodput comparison: traces, rate, and which systems."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIXED_SYSTEMS = (
@@ -47,3 +48,17 @@ CELLS = (
     Cell("hybrid", (CODE, CONV, SUMMARIES, REASONING), 14.0),
     Cell("reasoning", (REASONING,), 9.0),
 )
+
+
+def wanted_cells(
+    names: Sequence[str], objectives_ms: Sequence[int]
+) -> list[tuple[Cell, tuple[int, ...]]]:
+    """``NAME`` under all ``objectives_ms``, ``NAME:50,100`` under its own. Raises ValueError."""
+    cells = {cell.name: cell for cell in CELLS}
+    wanted = []
+    for text in names:
+        name, _, own = text.partition(":")
+        if name not in cells:
+            raise ValueError(f"no cell {name!r}; there are {', '.join(cells)}")
+        wanted.append((cells[name], tuple(map(int, own.split(","))) if own else (*objectives_ms,)))
+    return wanted
