@@ -2,9 +2,9 @@
 
 python -m benchmarks.gpu_suite.twin FOLDER [--json FILE]
 
-FOLDER holds what a run of the suite wrote: ``goodput_*.json``, ``profile.json`` (the latency
-model fitted in that run) and ``timeline.json`` (what client, gateway and bus add to a first token).
-Nothing is adjusted after.
+FOLDER holds what a run of the suite wrote: ``goodput_*.json``, ``timeline.json`` (what client,
+gateway and bus add to a first token) and, if it was made, ``profile.json`` (the latency model fitted
+in that run; else the shipped one). Nothing is adjusted after.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def twin_settings(
     return SimSettings(
         profile.model,
         instances=2,
+        split_roles=system.startswith("disaggregated"),
         batcher=system.partition("/")[2],
         slo_tbt_s=1e-3 * tbt_ms,
         slo_ttft_s=slo.ttft_s,
@@ -86,7 +87,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    profile = LatencyProfile.load(given.folder / "profile.json")
+    fitted = given.folder / "profile.json"
+    profile = LatencyProfile.load(fitted) if fitted.exists() else LatencyProfile.load()
     timeline = json.loads((given.folder / "timeline.json").read_text())
     first_token_ms = sum(timeline[name] for name in PHASES if name != "engine_and_back_ms")
     cells = {
