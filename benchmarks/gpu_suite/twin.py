@@ -3,8 +3,8 @@
 python -m benchmarks.gpu_suite.twin FOLDER [--json FILE]
 
 FOLDER holds what a run of the suite wrote: ``goodput_*.json``, ``timeline.json`` (what client,
-gateway and bus add to a first token) and, if it was made, ``profile.json`` (the latency model fitted
-in that run; else the shipped one). Nothing is adjusted after.
+gateway and bus add to a first token) and, if it was made, ``profile.json`` (the latency model
+fitted in that run; else the shipped one). Nothing is adjusted after.
 """
 
 from __future__ import annotations
