@@ -1,0 +1,24 @@
+"""The Markdown of the GPU results."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_suite.table import BEGIN, END, goodput, page, with_block
+
+RESULTS = Path("benchmarks/results/gpu")
+
+
+def test_only_the_block_between_the_marks_is_replaced() -> None:
+    found = with_block(f"before\n{BEGIN}\nold\n{END}\nafter", "new")
+    assert found == f"before\n{BEGIN}\nnew\n{END}\nafter"
+
+
+def test_a_readme_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no <!-- made by"):
+        with_block("nothing here", "new")
+
+
+def test_the_page_and_the_readme_are_those_of_the_results_in_the_tree() -> None:
+    assert Path("benchmarks/results/gpu.md").read_text() == page(RESULTS)
+    assert "\n".join(goodput(RESULTS)) in Path("README.md").read_text()
