@@ -70,7 +70,8 @@ def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
     prompts = [PromptView(0.0, DRAW.uniform(0, 3), DRAW.randint(1, 4000)) for _ in range(waiting)]
 
     def step(_: int) -> object:
-        ranked = sorted(prompts, key=lambda prompt: prompt_rank(prompt, 0.5, 20_000.0))
+        speed = batcher.prompt_speed(running, 300 * running, 25.0)
+        ranked = sorted(prompts, key=lambda prompt: prompt_rank(prompt, 0.5, speed))
         queue = ((prompt.remaining_tokens, 0) for prompt in ranked)
         plan = batcher.plan(StepLoad(running, 300 * running, min(slacks), queue))
         tokens = plan.token_budget - running

@@ -99,7 +99,6 @@ class SimInstance:
         self.instance_id = instance_id
         self.role = role
         self.truth = truth
-        self._tokens_per_s = 1e3 / truth.prefill_ms
         self.batcher = batcher
         self.slo_ms = 1e3 * slo_tbt_s
         self.kv_capacity = kv_capacity
@@ -244,13 +243,13 @@ class SimInstance:
         ordered, lost, queue = self._ordered, self._lost, []
         if lost and self.batcher.lost_turn:
             queue.append(lost[0])
-        tokens_per_s, fifo = self._tokens_per_s, self.fifo
-        step_s = 1e-3 * self.slo_ms if self.num_decodes else 0.0
+        fifo = self.fifo
+        speed = self.batcher.prompt_speed(self.num_decodes, self.context_sum, self.slo_ms)
         index = 0
         while index < len(ordered) and reach > 0:
             segment = ordered[index][2]
             remaining = segment.remaining
-            if fifo or not misses(segment.deadline_s, remaining, now_s, tokens_per_s, step_s):
+            if fifo or not misses(segment.deadline_s, remaining, now_s, speed):
                 queue.append(segment)
                 reach -= remaining
                 index += 1

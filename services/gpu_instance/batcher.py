@@ -9,9 +9,10 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     yields: it has the whole SLO again, and so has one whose first token is not there yet. Use
     ``math.inf`` when nothing decodes.
 2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
-    their deadline, earliest deadline first, but those with hardly anything left before all others;
-    then the lost ones, oldest first. When ``lost_turn`` is true the oldest lost prompt goes before
-    all others, so none starves.
+    their deadline at the speed that the decodes leave them (``prompt_speed``), earliest deadline
+    first, but those with hardly anything left before all others; then the lost ones, oldest first.
+    Where decodes fill the steps all are lost but those ends, and go by age. When ``lost_turn``
+    is true the oldest lost prompt goes before all others, so none starves.
 3.  ``plan(StepLoad(...))`` gives ``token_budget``: decodes plus prefill tokens of this step.
     ``StepLoad.prompts`` yields (tokens to compute, tokens already computed) in that order and is
     read only as far as the step can reach. Decodes go first and always fit; the rest goes to the
@@ -42,6 +43,8 @@ prompt cut one token before it comes by handoff to an instance that may be at a 
 """
 FORCED_EVERY = 128
 """Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
+TYPICAL_CONTEXT_TOKENS = 1024
+"""From where on a prompt's speed is reckoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +111,55 @@ class PromptView(NamedTuple):
     remaining_tokens: int
 
 
-def is_lost(prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0) -> bool:
-    """True when the prompt misses its deadline even if it is computed alone from now on.
+class PromptSpeed(NamedTuple):
+    """How fast an instance computes prompts beside its decodes."""
 
-    Its token comes at the end of a step, which takes ``step_s`` or as long as the prompt needs.
+    tokens_per_s: float
+    step_s: float = 0.0
+    """A prompt's token comes at the end of a step, and this is how long one takes."""
+
+
+def prompt_speed(
+    model: LatencyModel,
+    num_decodes: int,
+    decode_context_tokens: int,
+    limit_ms: float,
+    most_tokens: int,
+    least_tokens: float,
+) -> PromptSpeed:
+    """Speed in steps of up to ``limit_ms`` and ``most_tokens``, decodes first; the whole speed of
+    the instance without decodes. ``least_tokens``: what prompts get of a step that decodes fill.
+    """
+    full = 1e3 / max(model.prefill_ms, 1e-6)
+    if num_decodes == 0:
+        return PromptSpeed(full)
+    decode_ms = model.decode_step_ms(num_decodes, decode_context_tokens)
+    fits = model.prefill_tokens_in(limit_ms - decode_ms, TYPICAL_CONTEXT_TOKENS)
+    tokens = min(fits, max(most_tokens - num_decodes, 0))
+    step_ms = max(decode_ms + model.prompt_ms(tokens, TYPICAL_CONTEXT_TOKENS), 1e-6)
+    return PromptSpeed(min(1e3 * max(tokens, least_tokens) / step_ms, full), 1e-3 * step_ms)
+
+
+def is_lost(prompt: PromptView, now_s: float, speed: PromptSpeed) -> bool:
+    """True when the prompt misses its deadline even if it is served first from now on.
+
     A tail never counts as lost: to yield would save no time, and its whole context holds KV.
     """
-    return misses(prompt.deadline_s, prompt.remaining_tokens, now_s, tokens_per_s, step_s)
+    return misses(prompt.deadline_s, prompt.remaining_tokens, now_s, speed)
 
 
-def misses(
-    deadline_s: float, remaining_tokens: int, now_s: float, tokens_per_s: float, step_s: float
-) -> bool:
+def misses(deadline_s: float, remaining_tokens: int, now_s: float, speed: PromptSpeed) -> bool:
     """`is_lost`, of a prompt given by its parts."""
     if remaining_tokens <= TAIL_TOKENS:
         return False
+    tokens_per_s, step_s = speed
     needs_s = remaining_tokens / tokens_per_s
     return now_s + (needs_s if needs_s > step_s else step_s) > deadline_s
 
 
-def prompt_rank(
-    prompt: PromptView, now_s: float, tokens_per_s: float, step_s: float = 0.0
-) -> tuple[bool, bool, float]:
+def prompt_rank(prompt: PromptView, now_s: float, speed: PromptSpeed) -> tuple[bool, bool, float]:
     """Sort key, smallest first: tails, then who can make it, by deadline; then the lost by age."""
-    if is_lost(prompt, now_s, tokens_per_s, step_s):
+    if is_lost(prompt, now_s, speed):
         return (True, False, prompt.arrival_s)
     return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)
 
@@ -192,6 +220,17 @@ class Batcher:
     def lost_turn(self) -> bool:
         """True when a prompt whose deadline is lost, if there is one, leads the coming step."""
         return (self.step_index + 1) % self.settings.lost_every == 0
+
+    def prompt_speed(
+        self, num_decodes: int, decode_context_tokens: int, tbt_ms: float
+    ) -> PromptSpeed:
+        """By which a prompt is judged lost; ``tbt_ms`` is the tightest SLO of those that decode."""
+        most = self.static_tokens or self.settings.max_num_batched_tokens
+        limit_ms = tbt_ms if self.static_tokens is None else math.inf
+        least = self.settings.min_prefill_tokens / FORCED_EVERY
+        return prompt_speed(
+            self.online.model, num_decodes, decode_context_tokens, limit_ms, most, least
+        )
 
     def plan(self, load: StepLoad) -> StepPlan:
         self.step_index += 1
@@ -313,11 +352,3 @@ def parse_mode(mode: str) -> int | None:
     if kind != "static" or not tokens.isdigit() or int(tokens) < 1:
         raise ValueError(f"batcher mode must be 'slo' or 'static:N', not {mode!r}")
     return int(tokens)
-
-
-def prefill_tokens_per_s(
-    model: LatencyModel, num_decodes: int, decode_context_tokens: int, limit_ms: float
-) -> float:
-    """Prefill speed of an instance whose steps last ``limit_ms`` and decode first."""
-    room_ms = limit_ms - model.decode_step_ms(num_decodes, decode_context_tokens)
-    return max(1e3 * model.prefill_tokens_in(room_ms, 1024) / limit_ms, 1.0)

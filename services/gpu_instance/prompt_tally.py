@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.gpu_instance.batcher import PromptView, is_lost
+from services.gpu_instance.batcher import PromptSpeed, PromptView, is_lost
 
 
 @dataclass(slots=True)
@@ -12,8 +12,8 @@ class PromptTally:
     """Sums over the prompts that are not computed yet. Tokens; times on the engine's clock."""
 
     now_s: float
-    tokens_per_s: float
-    """Prefill speed by which a prompt is judged late."""
+    speed: PromptSpeed
+    """By which a prompt is judged late."""
     outstanding: int = 0
     late: int = 0
     """Part of the outstanding: prompts that miss their deadline, and so yield to all others."""
@@ -27,7 +27,7 @@ class PromptTally:
         self, prompt: PromptView, num_tokens: int, *, waits_for_kv: bool, will_decode: bool
     ) -> None:
         """``num_tokens``: all positions known, of which ``prompt.remaining_tokens`` are to do."""
-        late = is_lost(prompt, self.now_s, self.tokens_per_s)
+        late = is_lost(prompt, self.now_s, self.speed)
         if waits_for_kv:
             self.inbound += 0 if late else prompt.remaining_tokens
         else:

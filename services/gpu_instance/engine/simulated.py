@@ -26,11 +26,7 @@ from services.gpu_instance.engine.seam import (
 from services.gpu_instance.engine.simulated_handoffs import SimulatedHandoffs
 from services.gpu_instance.engine.simulated_request import SimulatedRequest
 from services.gpu_instance.engine.simulated_settings import SimulationSettings
-from services.gpu_instance.engine.simulated_steps import (
-    NOMINAL_PREFILL_TOKENS_PER_S,
-    Step,
-    StepComposer,
-)
+from services.gpu_instance.engine.simulated_steps import Step, StepComposer
 from services.gpu_instance.prompt_tally import PromptTally
 from shared.clock import Clock, SystemClock
 from shared.latency_model import LatencyProfile
@@ -316,7 +312,8 @@ class SimulatedEngine:
         )
 
     def _tally_prompts(self) -> PromptTally:
-        tally = PromptTally(self._loop.time(), NOMINAL_PREFILL_TOKENS_PER_S)
+        decodes = [request for request in self.steps.running if request.is_decode]
+        tally = PromptTally(self._loop.time(), self.steps.prompt_speed(decodes))
         chunks = (request for request in self.steps.running if not request.is_decode)
         for request in chain(chunks, self.steps.waiting):
             will_decode = request.end > request.num_prompt_tokens

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from services.gpu_instance.batcher import TAIL_TOKENS, Batcher, StepLoad, StepPlan, prompt_rank
+from services.gpu_instance.batcher import (
+    TAIL_TOKENS,
+    Batcher,
+    PromptSpeed,
+    StepLoad,
+    StepPlan,
+    prompt_rank,
+)
 from services.gpu_instance.engine.seam import Emission
 from services.gpu_instance.engine.simulated_prefixes import SimulatedPrefixes
 from services.gpu_instance.engine.simulated_request import BlockPool, SimulatedRequest
 from services.gpu_instance.engine.simulated_settings import SimulationSettings
 from shared.latency_model import LatencyModel, StepShape
-
-NOMINAL_PREFILL_TOKENS_PER_S = 20_000.0
-"""Speed assumed when prompts are ordered by their deadlines."""
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ class StepComposer:
     def compose(self, now_s: float) -> Step | None:
         """The next step, or None when nothing can be computed now."""
         decodes, prompts = self._running()
-        self._order(prompts, now_s)
+        self._order(prompts, now_s, self.prompt_speed(decodes))
         context = sum(request.computed for request in decodes)
         plan = self.batcher.plan(self._load(decodes, prompts, context, now_s))
         work = [(request, 1) for request in decodes if self._can_grow(request)]
@@ -67,6 +71,12 @@ class StepComposer:
         tokens = sum(n for _, n in chunks)
         shape = StepShape(num_decodes, context, tokens, attended)
         return Step(work, plan, shape, self.step_s(shape))
+
+    def prompt_speed(self, decodes: list[SimulatedRequest]) -> PromptSpeed:
+        """How fast prompts are computed beside these decodes."""
+        context = sum(request.computed for request in decodes)
+        tbt_s = min((request.slo_tbt_s for request in decodes), default=math.inf)
+        return self.batcher.prompt_speed(len(decodes), context, 1e3 * tbt_s)
 
     def step_s(self, shape: StepShape) -> float:
         return self.settings.slowdown * self.model.step_ms(shape) / 1e3
@@ -132,12 +142,12 @@ class StepComposer:
         in_turn = ((r.remaining, r.computed) for r in self._prompts_in_turn(prompts))
         return StepLoad(len(decodes), context, slack_s * 1e3, in_turn)
 
-    def _order(self, prompts: list[SimulatedRequest], now_s: float) -> None:
+    def _order(self, prompts: list[SimulatedRequest], now_s: float, speed: PromptSpeed) -> None:
         """Running prompts by deadline; now and then the oldest lost one first."""
         if len(prompts) < 2 or self.batcher.mode != "slo":
             return
-        prompts.sort(key=lambda request: self._rank(request, now_s))
-        lost = [request for request in prompts if self._rank(request, now_s)[0]]
+        prompts.sort(key=lambda request: self._rank(request, now_s, speed))
+        lost = [request for request in prompts if self._rank(request, now_s, speed)[0]]
         if lost and self.batcher.lost_turn:
             prompts.remove(lost[0])
             prompts.insert(0, lost[0])
@@ -170,9 +180,10 @@ class StepComposer:
             in_turn.sort(key=lambda request: request.remaining > TAIL_TOKENS)
         return in_turn
 
-    def _rank(self, request: SimulatedRequest, now_s: float) -> tuple[bool, bool, float]:
-        view = request.prompt_view(request.remaining)
-        return prompt_rank(view, now_s, NOMINAL_PREFILL_TOKENS_PER_S)
+    def _rank(
+        self, request: SimulatedRequest, now_s: float, speed: PromptSpeed
+    ) -> tuple[bool, bool, float]:
+        return prompt_rank(request.prompt_view(request.remaining), now_s, speed)
 
     def _admit(self, request: SimulatedRequest, now_s: float) -> bool:
         """Take the first waiting request in, with blocks for all it knows; False: no room."""

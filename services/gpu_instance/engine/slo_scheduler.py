@@ -26,6 +26,7 @@ from vllm.v1.request import Request, RequestStatus
 from services.gpu_instance.batcher import (
     Batcher,
     BatcherSettings,
+    PromptSpeed,
     PromptView,
     StepLoad,
     StepPlan,
@@ -176,7 +177,7 @@ class SloBatching(_Base):
         """What runs and how tight it is, the queues put in order: one pass over what runs."""
         prompts: list[Request] = []
         context = 0
-        due_s = math.inf
+        due_s = tightest_s = math.inf
         paces, uniform_s = self.paces, self.slo_tbt_s
         for request in self.running:
             if request.is_prefill_chunk:
@@ -185,6 +186,8 @@ class SloBatching(_Base):
             context += request.num_computed_tokens
             pace = paces[request.request_id]
             tbt_s = uniform_s or pace.tbt_s
+            if tbt_s < tightest_s:
+                tightest_s = tbt_s
             next_s = pace.last_token_s + tbt_s
             if next_s <= now_s:  # late already, or its first token is still to come
                 next_s = now_s + tbt_s
@@ -193,7 +196,8 @@ class SloBatching(_Base):
         num_decodes = len(self.running) - len(prompts)
         self._tails = {}
         if self.batcher.static_tokens is None:
-            self._order(prompts, now_s)
+            speed = self.batcher.prompt_speed(num_decodes, context, 1e3 * tightest_s)
+            self._order(prompts, now_s, speed)
             self._tails = self._waiting_tails()
         return StepLoad(num_decodes, context, (due_s - now_s) * 1e3, self._prompts())
 
@@ -225,14 +229,14 @@ class SloBatching(_Base):
         on_the_way = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
         return not on_the_way or request.request_id in self.finished_recving_kv_req_ids
 
-    def _order(self, prompts: list[Request], now_s: float) -> None:
+    def _order(self, prompts: list[Request], now_s: float, speed: PromptSpeed) -> None:
         """Decodes first; prompts by deadline, those that have lost theirs behind.
 
         ``prompts``: those among the running; without any the decodes stand as they should.
         """
         lost_turn = self.batcher.lost_turn
         if prompts:
-            prompts.sort(key=lambda r: self._rank(r, now_s, lost_turn))
+            prompts.sort(key=lambda r: self._rank(r, now_s, speed, lost_turn))
             if self.running[-len(prompts) :] != prompts:
                 decodes = [request for request in self.running if not request.is_prefill_chunk]
                 self.running[:] = decodes + prompts
@@ -240,22 +244,20 @@ class SloBatching(_Base):
         due = lost_turn or now_s - self._ranked_s > RANK_INTERVAL_S
         if first_come and len(self.waiting) > 1 and due:
             self._ranked_s = now_s
-            ranked = sorted(self.waiting, key=lambda r: self._rank(r, now_s, lost_turn))
+            ranked = sorted(self.waiting, key=lambda r: self._rank(r, now_s, speed, lost_turn))
             self.waiting.clear()
             self.waiting.extend(ranked)
 
-    def _rank(self, request: Request, now_s: float, lost_turn: bool) -> tuple[bool, bool, float]:
-        lost, long, key = prompt_rank(self._prompt_view(request), now_s, self._tokens_per_s)
+    def _rank(
+        self, request: Request, now_s: float, speed: PromptSpeed, lost_turn: bool
+    ) -> tuple[bool, bool, float]:
+        lost, long, key = prompt_rank(self._prompt_view(request), now_s, speed)
         return (lost != lost_turn, long, key)
 
     def _prompt_view(self, request: Request) -> PromptView:
         pace = self.paces[request.request_id]
         remaining = max(request.num_tokens - computed(request), 0)
         return PromptView(pace.arrival_s, pace.deadline_s, remaining)
-
-    @property
-    def _tokens_per_s(self) -> float:
-        return 1e3 / max(self.batcher.model.prefill_ms, 1e-6)
 
     # -- after a step --------------------------------------------------------------------------
 
@@ -335,7 +337,9 @@ class SloBatching(_Base):
     def load(self) -> EngineLoad:
         """A snapshot of the load; O(running + waiting)."""
         decodes = [request for request in self.running if not request.is_prefill_chunk]
-        prompts = PromptTally(time.monotonic(), self._tokens_per_s)
+        context = sum(request.num_computed_tokens for request in decodes)
+        speed = self.batcher.prompt_speed(len(decodes), context, 1e3 * self._tightest_s(decodes))
+        prompts = PromptTally(time.monotonic(), speed)
         chunks = (request for request in self.running if request.is_prefill_chunk)
         for request in chain(chunks, self.waiting, self.kv_holding_waiting):
             prompts.add(
@@ -352,7 +356,7 @@ class SloBatching(_Base):
             num_waiting=len(self.waiting),
             num_waiting_for_kv=len(self.kv_holding_waiting),
             num_decodes=len(decodes),
-            context_sum=sum(request.num_computed_tokens for request in decodes),
+            context_sum=context,
             outstanding_prefill_tokens=prompts.outstanding,
             late_prefill_tokens=prompts.late,
             inbound_prefill_tokens=prompts.inbound,
@@ -371,6 +375,10 @@ class SloBatching(_Base):
             num_preemptions=self.num_preempted,
             latency=LatencyCoefficients.of(self.batcher.model),
         )
+
+    def _tightest_s(self, decodes: list[Request]) -> float:
+        paces = (self.paces[request.request_id].tbt_s for request in decodes)
+        return self.slo_tbt_s or min(paces, default=math.inf)
 
     def take_prefix_changes(self) -> PrefixChanges | None:
         """What entered and left the prefix cache; also what no step has published yet."""

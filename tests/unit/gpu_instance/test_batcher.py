@@ -10,6 +10,7 @@ from services.gpu_instance.batcher import (
     FORCED_EVERY,
     Batcher,
     BatcherSettings,
+    PromptSpeed,
     PromptView,
     StepLoad,
     is_lost,
@@ -20,6 +21,9 @@ from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape
 
 MODEL = LatencyModel(8.0, 0.04, 6e-5, 0.04, 2e-6)
 PROMPTS = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), max_size=6)
+
+
+SPEED = PromptSpeed(1000.0)
 
 
 def exact() -> Batcher:
@@ -147,21 +151,57 @@ def test_an_unknown_mode_is_refused(mode: str) -> None:
 def test_lost_prompts_go_after_those_that_can_make_it() -> None:
     lost_old, lost_new = PromptView(0.0, 1.0, 100), PromptView(1.0, 2.0, 100)
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
-    ranked = sorted([later, lost_new, soon, lost_old], key=lambda p: prompt_rank(p, 5.0, 1000.0))
+    ranked = sorted([later, lost_new, soon, lost_old], key=lambda p: prompt_rank(p, 5.0, SPEED))
     assert ranked == [soon, later, lost_old, lost_new]
 
 
 def test_the_end_of_a_prompt_does_not_queue_behind_longer_ones_even_past_its_deadline() -> None:
     tail, late_tail = PromptView(4.0, 9.0, 1), PromptView(0.0, 1.0, 1)
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
-    ranked = sorted([later, tail, soon, late_tail], key=lambda p: prompt_rank(p, 5.0, 1000.0))
+    ranked = sorted([later, tail, soon, late_tail], key=lambda p: prompt_rank(p, 5.0, SPEED))
     assert ranked == [late_tail, tail, soon, later]
 
 
 def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:
     prompt = PromptView(0.0, 1.0, 100)
-    assert not is_lost(prompt, 0.95, 10_000.0)
-    assert is_lost(prompt, 0.95, 10_000.0, step_s=0.1)
+    assert not is_lost(prompt, 0.95, PromptSpeed(10_000.0))
+    assert is_lost(prompt, 0.95, PromptSpeed(10_000.0, step_s=0.1))
+
+
+def test_a_prompt_is_judged_by_the_speed_that_the_decodes_leave_it() -> None:
+    prompt, batcher = PromptView(0.0, 1.0, 5000), exact()
+    assert not is_lost(prompt, 0.5, batcher.prompt_speed(0, 0, math.inf))
+    assert not is_lost(prompt, 0.5, batcher.prompt_speed(10, 10_000, 100.0))
+    assert is_lost(prompt, 0.5, batcher.prompt_speed(300, 300_000, 40.0))
+
+
+@given(st.integers(0, 600), st.integers(0, 3000), st.floats(1.0, 60_000.0))
+def test_prompts_run_at_the_speed_that_is_reckoned_with(
+    decodes: int, context: int, tbt_ms: float
+) -> None:
+    batcher, total = exact(), decodes * context
+    speed = batcher.prompt_speed(decodes, total, tbt_ms)
+    assert 0.0 < speed.tokens_per_s <= 1e3 / MODEL.prefill_ms
+    plans = [
+        batcher.plan(StepLoad(decodes, total, tbt_ms, [(100_000, 1024)]))
+        for _ in range(FORCED_EVERY)
+    ]
+    if decodes:
+        tokens = [plan.token_budget - decodes for plan in plans]
+        assert speed.tokens_per_s * speed.step_s * FORCED_EVERY <= sum(tokens) + 1e-6
+        took_ms = MODEL.decode_step_ms(decodes, total) + MODEL.prompt_ms(min(tokens), 1024)
+        assert took_ms == pytest.approx(1e3 * speed.step_s, rel=1e-6)
+
+
+def test_speed_in_static_mode_is_that_of_steps_of_n_tokens_whatever_the_slo() -> None:
+    speed = Batcher(MODEL, mode="static:512").prompt_speed(112, 0, 1.0)
+    assert speed.tokens_per_s * speed.step_s == pytest.approx(400.0)
+
+
+def test_where_decodes_fill_the_steps_prompts_go_by_age_but_for_ends_of_prompts() -> None:
+    speed = exact().prompt_speed(400, 1_200_000, 10.0)
+    old, new, tail = PromptView(0.0, 9.0, 100), PromptView(1.0, 3.0, 100), PromptView(2.0, 9.0, 1)
+    assert sorted([new, old, tail], key=lambda p: prompt_rank(p, 2.0, speed)) == [tail, old, new]
 
 
 def test_a_prompt_waits_when_its_decode_would_push_the_others_over_their_slo() -> None:

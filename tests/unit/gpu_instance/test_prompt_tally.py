@@ -1,13 +1,13 @@
 """What a load report tells of the prompts that wait."""
 
-from services.gpu_instance.batcher import PromptView
+from services.gpu_instance.batcher import PromptSpeed, PromptView
 from services.gpu_instance.prompt_tally import PromptTally
 
 NOW_S, IN_TIME_S, PAST_S = 10.0, 20.0, 5.0
 
 
 def tally() -> PromptTally:
-    return PromptTally(NOW_S, tokens_per_s=1000.0)
+    return PromptTally(NOW_S, PromptSpeed(1000.0))
 
 
 def test_prompts_count_with_what_is_left_of_them_and_will_decode() -> None:
