@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -81,6 +80,10 @@ def nobody_cares(_segment: Segment) -> None:
     """Of a prompt whose deadline is lost."""
 
 
+def _arrival_s(segment: Segment) -> float:
+    return segment.record.arrival_s
+
+
 class SimInstance:
     """Invariant: ``0 <= kv_used <= kv_capacity``; ``num_decodes`` and ``context_sum`` match
     ``running``."""
@@ -108,7 +111,8 @@ class SimInstance:
         self.busy = False
         # prompts
         self._ordered: list[tuple[tuple[bool, float], int, Segment]] = []
-        self._lost: deque[Segment] = deque()
+        self._lost: list[Segment] = []
+        """Oldest first."""
         self._cancelled: list[Segment] = []
         self._sequence = 0
         # decodes
@@ -193,7 +197,7 @@ class SimInstance:
     def drop_all(self) -> list[Segment]:
         """Lose the instance: everything on it, in no particular order."""
         self.alive = False
-        held = [entry[2] for entry in self._ordered] + list(self._lost)
+        held = [entry[2] for entry in self._ordered] + self._lost
         held += [segment for segment, _ in self._chunks if segment not in held]
         for segment in list(self.running):
             self.leave_decodes(segment)
@@ -241,8 +245,9 @@ class SimInstance:
         """
         reach = self.batcher.settings.max_num_batched_tokens
         ordered, lost, queue = self._ordered, self._lost, []
-        if lost and self.batcher.lost_turn:
-            queue.append(lost[0])
+        head = lost[0] if lost and self.batcher.lost_turn else None
+        if head is not None:
+            queue.append(head)
         fifo = self.fifo
         speed = self.batcher.prompt_speed(self.num_decodes, self.context_sum, self.slo_ms)
         index = 0
@@ -255,14 +260,14 @@ class SimInstance:
                 index += 1
             else:
                 del ordered[index]
-                lost.append(segment)
+                bisect.insort(lost, segment, key=_arrival_s)
                 segment.lost = True
                 self.on_lost(segment)
                 self.lost_tokens += remaining
         for segment in lost:
             if reach <= 0:
                 break
-            if not queue or segment is not queue[0]:
+            if segment is not head:
                 reach -= segment.remaining
                 queue.append(segment)
         return queue
@@ -368,7 +373,7 @@ class SimInstance:
 
     def _forget_progress(self, keep: Segment | None) -> bool:
         """The last prompt in turn that holds KV starts over; False when there is none."""
-        others = [entry[2] for entry in self._ordered] + list(self._lost)
+        others = [entry[2] for entry in self._ordered] + self._lost
         for segment in reversed(others):
             if segment is not keep and segment.context > 0:
                 self.kv_used -= segment.context

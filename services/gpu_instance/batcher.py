@@ -12,7 +12,7 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     their deadline at the speed that the decodes leave them (``prompt_speed``), earliest deadline
     first, but those with hardly anything left before all others; then the lost ones, oldest first.
     Where decodes fill the steps all are lost but those ends, and go by age. When ``lost_turn``
-    is true the oldest lost prompt goes before all others, so none starves.
+    is true the oldest lost prompt, it alone, goes before all others, so none starves (``in_turn``).
 3.  ``plan(StepLoad(...))`` gives ``token_budget``: decodes plus prefill tokens of this step.
     ``StepLoad.prompts`` yields (tokens to compute, tokens already computed) in that order and is
     read only as far as the step can reach. Decodes go first and always fit; the rest goes to the
@@ -29,10 +29,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
 
@@ -43,6 +43,7 @@ prompt cut one token before it comes by handoff to an instance that may be at a 
 """
 FORCED_EVERY = 128
 """Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
+P = TypeVar("P")
 TYPICAL_CONTEXT_TOKENS = 1024
 """From where on a prompt's speed is reckoned."""
 
@@ -162,6 +163,18 @@ def prompt_rank(prompt: PromptView, now_s: float, speed: PromptSpeed) -> tuple[b
     if is_lost(prompt, now_s, speed):
         return (True, False, prompt.arrival_s)
     return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)
+
+
+def in_turn(
+    prompts: Iterable[P], rank: Callable[[P], tuple[bool, bool, float]], lost_turn: bool
+) -> list[P]:
+    """By ``rank`` (`prompt_rank`); in a turn of the lost ones their oldest leads, it alone."""
+    given = list(prompts)
+    ranked = sorted([(rank(prompt), index) for index, prompt in enumerate(given)])
+    if lost_turn and ranked and ranked[-1][0][0]:
+        oldest = next(place for place, (key, _) in enumerate(ranked) if key[0])
+        ranked.insert(0, ranked.pop(oldest))
+    return [given[index] for _, index in ranked]
 
 
 class Margin:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -18,6 +19,7 @@ from services.gpu_instance.batcher import (
     PromptSpeed,
     StepLoad,
     StepPlan,
+    in_turn,
     prompt_rank,
 )
 from services.gpu_instance.engine.seam import Emission
@@ -144,13 +146,9 @@ class StepComposer:
 
     def _order(self, prompts: list[SimulatedRequest], now_s: float, speed: PromptSpeed) -> None:
         """Running prompts by deadline; now and then the oldest lost one first."""
-        if len(prompts) < 2 or self.batcher.mode != "slo":
-            return
-        prompts.sort(key=lambda request: self._rank(request, now_s, speed))
-        lost = [request for request in prompts if self._rank(request, now_s, speed)[0]]
-        if lost and self.batcher.lost_turn:
-            prompts.remove(lost[0])
-            prompts.insert(0, lost[0])
+        if len(prompts) > 1 and self.batcher.mode == "slo":
+            rank = partial(self._rank, now_s=now_s, speed=speed)
+            prompts[:] = in_turn(prompts, rank, self.batcher.lost_turn)
 
     def _chunks(
         self, prompts: list[SimulatedRequest], budget: int, now_s: float

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,6 +31,7 @@ from services.gpu_instance.batcher import (
     PromptView,
     StepLoad,
     StepPlan,
+    in_turn,
     prompt_rank,
 )
 from services.gpu_instance.engine.prefix_events import PrefixEvents
@@ -232,27 +234,28 @@ class SloBatching(_Base):
     def _order(self, prompts: list[Request], now_s: float, speed: PromptSpeed) -> None:
         """Decodes first; prompts by deadline, those that have lost theirs behind.
 
-        ``prompts``: those among the running; without any the decodes stand as they should.
+        ``prompts``: those among the running; without any the decodes stand as they should. In a
+        turn of the lost ones the first that waits leads only if none of those runs: vLLM serves
+        what runs first, and one of them is enough.
         """
+        rank = partial(self._rank, now_s=now_s, speed=speed)
         lost_turn = self.batcher.lost_turn
         if prompts:
-            prompts.sort(key=lambda r: self._rank(r, now_s, speed, lost_turn))
+            prompts = in_turn(prompts, rank, lost_turn)
             if self.running[-len(prompts) :] != prompts:
                 decodes = [request for request in self.running if not request.is_prefill_chunk]
                 self.running[:] = decodes + prompts
+            lost_turn = lost_turn and not rank(prompts[0])[0]
         first_come = isinstance(self.waiting, FCFSRequestQueue)  # else: by the user's priority
         due = lost_turn or now_s - self._ranked_s > RANK_INTERVAL_S
         if first_come and len(self.waiting) > 1 and due:
-            self._ranked_s = now_s
-            ranked = sorted(self.waiting, key=lambda r: self._rank(r, now_s, speed, lost_turn))
+            self._ranked_s = -math.inf if lost_turn else now_s  # it leads this step, not the next
+            ranked = in_turn(self.waiting, rank, lost_turn)
             self.waiting.clear()
             self.waiting.extend(ranked)
 
-    def _rank(
-        self, request: Request, now_s: float, speed: PromptSpeed, lost_turn: bool
-    ) -> tuple[bool, bool, float]:
-        lost, long, key = prompt_rank(self._prompt_view(request), now_s, speed)
-        return (lost != lost_turn, long, key)
+    def _rank(self, request: Request, now_s: float, speed: PromptSpeed) -> tuple[bool, bool, float]:
+        return prompt_rank(self._prompt_view(request), now_s, speed)
 
     def _prompt_view(self, request: Request) -> PromptView:
         pace = self.paces[request.request_id]

@@ -13,6 +13,7 @@ from services.gpu_instance.batcher import (
     PromptSpeed,
     PromptView,
     StepLoad,
+    in_turn,
     is_lost,
     parse_mode,
     prompt_rank,
@@ -160,6 +161,20 @@ def test_the_end_of_a_prompt_does_not_queue_behind_longer_ones_even_past_its_dea
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
     ranked = sorted([later, tail, soon, late_tail], key=lambda p: prompt_rank(p, 5.0, SPEED))
     assert ranked == [late_tail, tail, soon, later]
+
+
+def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
+    lost_old, lost_new = PromptView(0.0, 1.0, 100), PromptView(1.0, 2.0, 100)
+    tail, soon = PromptView(4.0, 9.0, 1), PromptView(4.0, 6.0, 100)
+
+    def order(prompts: list[PromptView], lost_turn: bool) -> list[PromptView]:
+        return in_turn(prompts, lambda p: prompt_rank(p, 5.0, SPEED), lost_turn)
+
+    every = [soon, lost_new, tail, lost_old]
+    assert order(every, lost_turn=False) == [tail, soon, lost_old, lost_new]
+    assert order(every, lost_turn=True) == [lost_old, tail, soon, lost_new]
+    assert order([soon, tail], lost_turn=True) == [tail, soon]
+    assert order([], lost_turn=True) == []
 
 
 def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:

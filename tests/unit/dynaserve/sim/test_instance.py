@@ -81,3 +81,15 @@ def test_a_prompt_that_the_decodes_leave_no_time_for_yields_before_it_is_begun()
     assert next(iter(step(beside, 0.0))) == "short"
     assert (beside.num_lost, alone.num_lost) == (1, 0)
     assert next(iter(step(alone, 0.0))) == "long"
+
+
+def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
+    instance = instance_with(100, 1000)
+    for name, arrival_s in (("new", 2.0), ("old", 1.0)):
+        arrive(instance, segment(name, 300, PAST_S, arrival_s))
+    arrive(instance, segment("well", 10**6, NEVER_S, 3.0))
+    every = instance.batcher.settings.lost_every
+    first = [next(iter(step(instance, 0.0))) for _ in range(every)]
+    assert first == ["well"] * (every - 1) + ["old"]
+    instance.batcher.step_index = every - 1
+    assert [p.record.request.request_id for p in instance._queue(0.0)] == ["old", "well"]

@@ -173,3 +173,34 @@ def test_betas_whose_blocks_were_not_given_yet_count_as_what_they_will_compute(h
     load = holder.load()
     assert (load.outstanding_prefill_tokens, load.inbound_prefill_tokens) == (0, 1)
     assert load.num_pending_decodes == 1
+
+
+def test_in_a_turn_of_the_lost_only_their_oldest_leads_what_waits(holder: Any) -> None:
+    holder.batcher.settings = replace(holder.batcher.settings, max_num_batched_tokens=64)
+    every = holder.batcher.settings.lost_every
+    add(holder, "runs", 1500, 4, 60.0)
+    step(holder)
+    for name, slo_s in (("lost1", 1e-4), ("lost2", 1e-4), ("well", 60.0)):
+        add(holder, name, 100, 4, slo_s)
+
+    def waiting_at(step_index: int) -> list[str]:
+        holder.batcher.step_index = step_index
+        assert "runs" in step(holder)
+        return [request.request_id for request in holder.waiting]
+
+    holder._ranked_s = -1.0
+    assert waiting_at(0) == ["well", "lost1", "lost2"]
+    assert waiting_at(every - 1) == ["lost1", "well", "lost2"]
+    assert waiting_at(every) == ["well", "lost1", "lost2"]
+
+
+def test_in_a_turn_of_the_lost_one_that_runs_leads_and_none_that_waits(holder: Any) -> None:
+    holder.batcher.settings = replace(holder.batcher.settings, max_num_batched_tokens=64)
+    add(holder, "lost1", 1500, 4, 1e-4)
+    step(holder)
+    add(holder, "lost2", 100, 4, 1e-4)
+    add(holder, "well", 100, 4, 60.0)
+    holder.batcher.step_index = holder.batcher.settings.lost_every - 1
+    holder._ranked_s = -1.0
+    assert step(holder)["lost1"] == 60
+    assert [request.request_id for request in holder.waiting] == ["well", "lost2"]
