@@ -371,11 +371,14 @@ class SimInstance:
         self._forget_progress(keep)
         return self.kv_capacity - self.kv_used
 
-    def _forget_progress(self, keep: Segment | None) -> bool:
-        """The last prompt in turn that holds KV starts over; False when there is none."""
+    def _forget_progress(self, keep: Segment | None, *, begun: bool = False) -> bool:
+        """The last prompt in turn that holds KV starts over; False when there is none.
+
+        ``begun``: of those that an engine's step held, not of those whose KV came by handoff only.
+        """
         others = [entry[2] for entry in self._ordered] + self._lost
         for segment in reversed(others):
-            if segment is not keep and segment.context > 0:
+            if segment is not keep and segment.context > 0 and (segment.started or not begun):
                 self.kv_used -= segment.context
                 self.outstanding_tokens += segment.context
                 self.lost_tokens += segment.context if segment.lost else 0
@@ -423,10 +426,12 @@ class SimInstance:
         self._chunks = []
 
     def preempt(self) -> list[Segment]:
-        """Make the next token of every decode fit: between steps the newest decodes leave, to start
-        over as prompts (vLLM's recompute); beside the last decode prompts lose their progress."""
+        """Make the next token of every decode fit: between steps prompts that were begun lose their
+        progress, then the newest decodes leave, to start over as prompts (vLLM's recompute)."""
         preempted: list[Segment] = []
         while self.lacks_room:
+            if self._forget_progress(None, begun=True):
+                continue
             if self.num_decodes <= 1:
                 if self._forget_progress(None):
                     continue

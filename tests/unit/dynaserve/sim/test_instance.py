@@ -93,3 +93,29 @@ def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
     assert first == ["well"] * (every - 1) + ["old"]
     instance.batcher.step_index = every - 1
     assert [p.record.request.request_id for p in instance._queue(0.0)] == ["old", "well"]
+
+
+def test_for_want_of_room_the_last_prompt_starts_over_before_a_decode_leaves() -> None:
+    instance = instance_with(20, 100, kv=20 * 100 + 20 + 500 + 300)
+    came = segment("came", 20, NEVER_S)
+    came.context = 500
+    instance.hold(came.context)
+    arrive(instance, came)
+    early = arrive(instance, segment("early", 10**5, 90.0))
+    step(instance, 0.0)
+    assert (came.remaining, early.context, instance.lacks_room) == (20, 300, True)
+    assert instance.preempt() == []
+    assert (came.context, early.context, early.remaining) == (500, 0, 10**5)
+    assert instance.outstanding_tokens == 10**5 + 20
+
+
+def test_without_a_begun_prompt_the_newest_decode_leaves() -> None:
+    instance = instance_with(20, 100, kv=20 * 100 + 510)
+    came = segment("came", 20, NEVER_S)
+    came.context = 500
+    instance.hold(came.context)
+    arrive(instance, came)
+    newest = next(reversed(instance.running))
+    assert instance.lacks_room
+    assert instance.preempt() == [newest]
+    assert came.context == 500
