@@ -36,7 +36,7 @@ GPU_FLAGS = (
     "--max-num-batched-tokens=8192 --gpu-memory-utilization=0.85 "
     "--kv-cache-memory-bytes=85899345920 --served-model-name=suite"
 )
-SMALL_FLAGS = "--instances=2 --max-num-batched-tokens=512"
+SMALL_FLAGS = "--max-num-batched-tokens=512"
 POOL_STEPS = ("profile", "timeline", "noise", "handoffs", "goodput")
 STEPS = (*apart.CERTIFY, *POOL_STEPS, "overhead")
 
@@ -58,6 +58,7 @@ def read_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of arrivals")
     add("--traces", type=Path, default=Path("benchmarks/traces"))
     add("--rate-factor", type=float, default=1.0)
+    add("--instances", type=int, default=2, help="1: goodput alone, and half of each rate")
     add("--gateways", type=int, default=4)
     add("--overhead-rounds", type=int, default=3)
     add("--port", type=int, default=8321)
@@ -112,7 +113,7 @@ async def started(suite: Suite) -> AsyncIterator[tuple[LocalPool, PairClient]]:
         watching = asyncio.create_task(registry.run())
         try:
             async with asyncio.timeout(60):
-                await registry.wait_until(lambda r: len(r.instances) >= 2)
+                await registry.wait_until(lambda r: len(r.instances) >= suite.given.instances)
             client = PairClient(bus, Subjects(pool.settings.pool), registry)
             await client.start()
             yield pool, client
@@ -131,7 +132,7 @@ async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
             ["python", "-m", "benchmarks.gpu_suite", *command_line()[1:]],
             devices=dict(Counter(record.device for record in records.values())),
         )
-        alpha, beta = sorted(records)[:2]
+        alpha, beta = min(records), max(records)
         if "profile" in given.steps:
             await suite.step("profile", 40, lambda: run_profile(suite, pool))
         if "timeline" in given.steps:
@@ -151,7 +152,11 @@ async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
 
 def pool_arguments(given: argparse.Namespace) -> list[str]:
     common = [f"--port={given.port}", "--pool=suite", f"--gateways={given.gateways}"]
-    common += ["--schedulers=2", f"--log-folder={given.out / 'logs'}"]
+    common += [
+        f"--instances={given.instances}",
+        "--schedulers=2",
+        f"--log-folder={given.out / 'logs'}",
+    ]
     common += [f"--slo-tbt-ms={min(given.tbt_ms)}", "--admission=queue"]  # as vLLM: refuses nothing
     if given.cpu:
         return [*common, *SMALL_FLAGS.split()]

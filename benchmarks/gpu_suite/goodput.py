@@ -47,7 +47,8 @@ KEPT = (
 def bench_flags(given: argparse.Namespace, cell: Cell, tbt_ms: int) -> list[str]:
     """What `dynaserve bench` is told for this cell, but the systems and where the pool is."""
     flags = [f"--trace={given.traces / name}.csv.gz" for name in cell.traces]
-    flags += ["--arrivals=poisson", f"--request-rate={cell.rate_rps * given.rate_factor}"]
+    rate_rps = cell.rate_rps * given.rate_factor * given.instances / 2
+    flags += ["--arrivals=poisson", f"--request-rate={rate_rps}"]
     if len(cell.traces) > 1:
         flags.append(f"--window-s={GPU_WINDOW_S}")
     if given.cpu:
@@ -88,17 +89,18 @@ async def run_cell(
             flags = bench_flags(given, cell, tbt_ms)
             chosen = [f"--compare={name}" for name in systems]
             result = await bench(read_settings([*flags, *chosen, *where]), board)
-            await keep_steps(nats, target.with_name(f"steps_{cell.name}_{tbt_ms}.csv.gz"))
+            steps = target.with_name(f"steps_{cell.name}_{tbt_ms}.csv.gz")
+            await keep_steps(nats, given.instances, steps)
             rows += [row(result, each, judged_ms) for each in result.results]
             document = {**source, "cell": asdict(cell), "bench": flags, "systems": rows}
             target.write_text(json.dumps(document, indent=1) + "\n")
     return summary(rows)
 
 
-async def keep_steps(nats: str, target: Path) -> None:
+async def keep_steps(nats: str, instances: int, target: Path) -> None:
     """The last steps of every instance, as they timed them: to see what the batcher did."""
     async with connected(nats, "suite") as control:
-        await control.registry.wait_until(lambda registry: len(registry.instances) >= 2)
+        await control.registry.wait_until(lambda registry: len(registry.instances) >= instances)
         steps = await control.take_steps()
     with gzip.open(target, "wt", newline="") as sink:
         table = csv.DictWriter(sink, ["instance_id", *TimedStep.model_fields])
