@@ -174,10 +174,10 @@ MISSED = 0.1
 def ceilings(everything: list[dict[str, Any]]) -> list[str]:
     """What the bound leaves of a lead over disaggregated serving."""
     lines = [
-        "At 100 ms the lead over `disagg` is limited: if a tenth of the requests, alike the others,",
+        "At 100 ms the lead over `disagg` is limited: if a tenth of the requests, like the others,",
         "vanished with their work, the pool could serve bound / 0.9. On conv with eight instances",
         "that is no 1.4 times `disagg`, which reaches 0.8 of the bound itself. The requests that",
-        "miss are not alike the others, so conv exceeds it by 1 %: on two instances their prompts",
+        "miss are not like the others, so conv exceeds it by 1 %: on two instances their prompts",
         "hold 2,241 tokens on average, all have 1,157, and three of four of them end after the",
         "arrivals do. (Reasoning exceeds it too: see above.)",
         "",
