@@ -332,10 +332,20 @@ class Batcher:
             room_ms -= model.prompt_ms(fits, context)
         return total
 
-    def observe(self, plan: StepPlan, shape: StepShape, measured_ms: float) -> None:
-        """Learn from the step just run."""
+    def observe(
+        self, plan: StepPlan, shape: StepShape, measured_ms: float, seen_ms: float | None = None
+    ) -> None:
+        """Learn from the step just run.
+
+        ``measured_ms`` is how long it took; ``seen_ms``, where that is another time, how long its
+        decodes waited for it. The model learns the first, margin and relief keep to the second:
+        what the host adds is not the step's, and still a gap.
+        """
         predicted_ms = self.model.step_ms(shape)
         error = self.online.observe(shape, measured_ms)
+        if seen_ms is not None:
+            error += (seen_ms - measured_ms) / max(predicted_ms, 1e-6)
+            measured_ms = seen_ms
         margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
         # Steps that came near their limit alone: the others' errors do no harm.
         if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:

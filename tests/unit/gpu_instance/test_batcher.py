@@ -110,6 +110,19 @@ def test_with_graphs_every_decode_still_has_its_place_and_no_step_is_larger_than
     assert decodes <= with_graphs().plan(load).token_budget <= exact().plan(load).token_budget
 
 
+def test_what_the_host_adds_to_a_step_widens_the_margin_and_leaves_the_model_as_it_is() -> None:
+    batcher = exact()
+    load = StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    for _ in range(20):
+        plan = batcher.plan(load)
+        tokens = plan.token_budget - 32
+        shape = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
+        took_ms = batcher.model.step_ms(shape)
+        batcher.observe(plan, shape, took_ms, 1.3 * took_ms)
+    assert batcher.launched.value == pytest.approx(0.3)
+    assert batcher.model == pytest.approx(MODEL)
+
+
 def test_static_mode_always_gives_n_tokens() -> None:
     batcher = Batcher(MODEL, mode="static:512")
     assert batcher.plan(StepLoad(0, 0, math.inf, [(9000, 0)])).token_budget == 512
