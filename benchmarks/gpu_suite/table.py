@@ -17,11 +17,12 @@ Json = dict[str, Any]
 
 def goodput_rows(name: str, body: Json) -> Iterator[str]:
     """One row a system: share in SLO and TTFT/TBT under each objective."""
-    cell = body["cell"]
+    flag = "--request-rate="
+    rate = next(each.removeprefix(flag) for each in body["bench"] if each.startswith(flag))
     for row in body["systems"]:
         for tbt_ms, found in sorted(row["by_tbt_ms"].items(), key=lambda item: -int(item[0])):
             yield (
-                f"| {name} | {cell['rate_rps']:g} | {tbt_ms} | `{row['system']}` "
+                f"| {name} | {float(rate):g} | {tbt_ms} | `{row['system']}` "
                 f"| {found['attainment']:.2f} | {found['goodput_rps']:.1f} "
                 f"| {found['ttft_p50_ms']:.0f} / {found['ttft_p99_ms']:.0f} "
                 f"| {found['tbt_p99_ms']:.0f} | {found['requests']} |"
@@ -37,7 +38,8 @@ def goodput(folder: Path) -> list[str]:
     for path in sorted(folder.glob("goodput_*.json")):
         body = json.loads(path.read_text())
         if "cell" in body:
-            lines += goodput_rows(path.stem.removeprefix("goodput_"), body)
+            name = path.stem.removeprefix("goodput_").replace("_", " ")
+            lines += goodput_rows(name, body)
     return lines
 
 

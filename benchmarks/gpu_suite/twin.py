@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def requests_of(settings: BenchSettings, repeat: int) -> tuple[SimRequest, ...]:
 def twin_settings(
     profile: LatencyProfile,
     settings: BenchSettings,
+    instances: int,
     first_token_ms: float,
     system: str,
     tbt_ms: int,
@@ -49,7 +51,7 @@ def twin_settings(
     slo = settings.slos.default
     return SimSettings(
         profile.model,
-        instances=2,
+        instances=instances,
         split_roles=system.startswith("disaggregated"),
         batcher=system.partition("/")[2],
         slo_tbt_s=1e-3 * tbt_ms,
@@ -72,11 +74,13 @@ def compared(
     document: Mapping[str, Any], profile: LatencyProfile, first_token_ms: float
 ) -> Iterator[dict[str, Any]]:
     """One entry a system and objective: real, twin, errors."""
-    settings = read_settings(document["bench"])
+    settings, instances = read_settings(document["bench"]), sum(document["devices"].values())
     for row in document["systems"]:
         policy = row["system"].partition("/")[0].partition(":")[0]
         for tbt_ms, real in row["by_tbt_ms"].items():
-            twin = twin_settings(profile, settings, first_token_ms, row["system"], int(tbt_ms))
+            twin = twin_settings(
+                profile, settings, instances, first_token_ms, row["system"], int(tbt_ms)
+            )
             outcome = Simulator(twin, POLICIES[policy]()).run(requests_of(settings, row["repeat"]))
             figures = dict(report(outcome, twin, settings.duration_s))
             yield {"system": row["system"], "tbt_ms": int(tbt_ms), **errors(real, figures)}
@@ -91,13 +95,17 @@ def main() -> None:
     profile = LatencyProfile.load(fitted) if fitted.exists() else LatencyProfile.load()
     timeline = json.loads((given.folder / "timeline.json").read_text())
     first_token_ms = sum(timeline[name] for name in PHASES if name != "engine_and_back_ms")
-    cells = {
-        path.stem.partition("_")[2]: list(
-            compared(json.loads(path.read_text()), profile, first_token_ms)
-        )
+    bodies = {
+        path.stem.removeprefix("goodput_"): json.loads(path.read_text())
         for path in sorted(given.folder.glob("goodput_*.json"))
     }
-    body = {"command": "python -m benchmarks.gpu_suite.twin FOLDER", "cells": cells}
+    cells = {
+        name: list(compared(body, profile, first_token_ms))
+        for name, body in bodies.items()
+        if "cell" in body
+    }
+    command = " ".join(["python", "-m", "benchmarks.gpu_suite.twin", *sys.argv[1:]])
+    body = {"command": command, "cells": cells}
     for name, entries in cells.items():
         for each in entries:
             print(
