@@ -113,9 +113,19 @@ class Load:
         self._added = 0
         for _ in range(running):
             self._add(CONTEXT_TOKENS, 1400)
+        self._fill()
+        assert len(scheduler.running) == running
+        self._waiting = waiting
+
+    def _fill(self) -> None:
+        """Compute the prompts at once: with the SLO batcher most would wait for the first to end,
+        since the profile's machine cannot decode so many in time."""
+        scheduler = self.scheduler
+        mode = scheduler.batcher.mode
+        scheduler.batcher.set_mode(f"static:{scheduler.configured_tokens}")
         while any(request.is_prefill_chunk for request in scheduler.running) or scheduler.waiting:
             self.step()
-        self._waiting = waiting
+        scheduler.batcher.set_mode(mode)
 
     def _add(self, prompt_tokens: int, max_tokens: int) -> None:
         self._added += 1
