@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 DEFAULT_PROFILE = Path(__file__).parent / "profiles" / "h200_qwen14b.json"
 CPU_DEMO_PROFILE = Path(__file__).parent / "profiles" / "cpu_demo.json"
 
+TYPICAL_CONTEXT_TOKENS = 1024
+"""Where a prompt's own context is not known, its tokens are taken to attend to so many."""
+
 
 class StepShape(NamedTuple):
     """What one engine step computed."""

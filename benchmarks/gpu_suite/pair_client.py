@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
+from dynaserve.profile.drive import exact_request
 from shared.bus import Bus, Delivery
 from shared.errors import RequestFailed
 from shared.pairing import choose_transport
 from shared.registry import PoolRegistry
 from shared.schemas.handoff import COORDINATOR, HandoffEvent
-from shared.schemas.message import pack_tokens
 from shared.schemas.registry import InstanceRecord
-from shared.schemas.request import GenerationRequest, Slo
+from shared.schemas.request import Slo
 from shared.schemas.segment import HandoffRef, Segment
 from shared.schemas.tokens import GATEWAY, GatewayMessage, SegmentFailed, TokenFrame
 from shared.subjects import Subjects
@@ -85,16 +85,7 @@ class PairClient:
         """
         ids = self.prompt(prompt) if isinstance(prompt, int) else prompt
         request_id = f"{self._id}-{len(self._runs)}"
-        now_s = time.time()
-        request = GenerationRequest(
-            request_id=request_id,
-            prompt_token_ids=pack_tokens(ids),
-            sampling_params={"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0.0},
-            max_tokens=max_tokens,
-            arrival_time_s=now_s,
-            deadline_s=now_s + TIMEOUT_S,
-            slo=LOOSE,
-        )
+        request = exact_request(request_id, ids, max_tokens, LOOSE, TIMEOUT_S)
         run = self._runs[request_id] = Run(time.perf_counter())
         if cut is None or beta is None:
             segment = Segment(role="whole", epoch=1, gateway_id=self._id, request=request)
@@ -106,7 +97,7 @@ class PairClient:
                     epoch=1,
                     gateway_id=self._id,
                     request=request,
-                    handoff=self._ref(f"{request_id}.1", cut, me, peer, now_s),
+                    handoff=self._ref(f"{request_id}.1", cut, me, peer, request.arrival_time_s),
                 )
                 await self._bus.publish(self._subjects.segment(me), segment)
         async with asyncio.timeout(TIMEOUT_S):

@@ -12,7 +12,6 @@ in time (gaps between tokens are in time by construction).
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import sys
 from argparse import ArgumentParser
@@ -20,7 +19,7 @@ from bisect import insort
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.simulation.sweep import loads, scenario
+from benchmarks.simulation.sweep import loads, scenario, tell
 from dynaserve.sim.capacity import Scenario
 from dynaserve.sim.simulator import SimSettings
 from dynaserve.sim.traces import SimRequest
@@ -110,10 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "slo_tbt_ms": given.slo_tbt_ms,
         "capacity_rps": found,
     }
-    text = json.dumps(body, indent=1)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+    tell(body, given.out)
 
 
 if __name__ == "__main__":

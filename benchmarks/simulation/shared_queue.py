@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.simulation.sweep import OURS, PATTERNS, Arrivals, loads, scenario
+from benchmarks.simulation.sweep import OURS, PATTERNS, Arrivals, loads, scenario, tell
 from dynaserve.sim.capacity import Scenario
 from dynaserve.sim.instance import SimInstance
 from dynaserve.sim.record import RequestRecord
@@ -137,10 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if found["load"] in given.loads
         ],
     }
-    text = json.dumps(body, indent=1)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+    tell(body, given.out)
 
 
 if __name__ == "__main__":

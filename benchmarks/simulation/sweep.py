@@ -18,7 +18,7 @@ import json
 import random
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -137,6 +137,14 @@ def at_rate(
 
 
 KEPT = ("attainment", "goodput_rps", "ttft_p50_ms", "ttft_p99_ms", "tbt_p99_ms", "cut_share")
+
+
+def tell(body: Mapping[str, object], target: Path | None) -> None:
+    """Print the JSON, and keep it where that is wanted."""
+    text = json.dumps(body, indent=1)
+    print(text)
+    if target is not None:
+        target.write_text(text + "\n")
 
 
 def run(arguments: Namespace) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dynaserve.profile.plan import STEPS_PER_BATCH, Batch
 from shared.bus import Bus, Delivery
@@ -27,6 +27,22 @@ ANSWER_TIMEOUT_S = 10.0
 BATCH_TIMEOUT_S = 60.0
 LOWEST_TOKEN, HIGHEST_TOKEN = 100, 1000
 PATIENT = Slo(ttft_s=600.0, tbt_s=600.0, name="profile")
+
+
+def exact_request(
+    request_id: str, prompt: Sequence[int], max_tokens: int, slo: Slo, timeout_s: float
+) -> GenerationRequest:
+    """Greedy, and exactly ``max_tokens`` long; it arrives now."""
+    now_s = time.time()
+    return GenerationRequest(
+        request_id=request_id,
+        prompt_token_ids=pack_tokens(prompt),
+        sampling_params={"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0.0},
+        max_tokens=max_tokens,
+        arrival_time_s=now_s,
+        deadline_s=now_s + timeout_s,
+        slo=slo,
+    )
 
 
 class InstanceDriver:
@@ -91,17 +107,8 @@ class InstanceDriver:
         request_id = f"{self._gateway_id}-{len(self._done)}"
         self._first[request_id] = asyncio.Event()
         self._done[request_id] = asyncio.get_running_loop().create_future()
-        now_s = time.time()
         prompt = [self._random.randint(LOWEST_TOKEN, HIGHEST_TOKEN) for _ in range(num_prompt)]
-        request = GenerationRequest(
-            request_id=request_id,
-            prompt_token_ids=pack_tokens(prompt),
-            sampling_params={"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0.0},
-            max_tokens=max_tokens,
-            arrival_time_s=now_s,
-            deadline_s=now_s + BATCH_TIMEOUT_S,
-            slo=PATIENT,
-        )
+        request = exact_request(request_id, prompt, max_tokens, PATIENT, BATCH_TIMEOUT_S)
         segment = Segment(role="whole", epoch=1, gateway_id=self._gateway_id, request=request)
         await self._bus.publish(self._subjects.segment(self._instance_id), segment)
         return request_id

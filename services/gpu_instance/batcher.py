@@ -34,7 +34,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
-from shared.latency_model import PROFILED, LatencyModel, OnlineLatencyModel, StepShape, Trust
+from shared.latency_model import (
+    PROFILED,
+    TYPICAL_CONTEXT_TOKENS,
+    LatencyModel,
+    OnlineLatencyModel,
+    StepShape,
+    Trust,
+)
 
 MAX_PROMPTS_READ = 256
 TAIL_TOKENS = 16
@@ -44,8 +51,6 @@ prompt cut one token before it comes by handoff to an instance that may be at a 
 FORCED_EVERY = 128
 """Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
 P = TypeVar("P")
-TYPICAL_CONTEXT_TOKENS = 1024
-"""From where on a prompt's speed is reckoned."""
 
 
 @dataclass(frozen=True, slots=True)

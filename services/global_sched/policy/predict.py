@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from services.global_sched.policy.views import InstanceView, Pace, PoolView, RequestView
-from shared.latency_model import LatencyModel
+from shared.latency_model import TYPICAL_CONTEXT_TOKENS, LatencyModel
 
 # Steps without decodes run about this long (see BatcherSettings.free_step_ms).
 FREE_STEP_MS = 160.0
-TYPICAL_CONTEXT_TOKENS = 1024
 MIN_TOKENS_PER_MS = 0.05
 
 

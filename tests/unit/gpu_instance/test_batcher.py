@@ -90,14 +90,23 @@ def test_a_step_that_its_prompts_do_not_fill_is_not_larger_with_graphs() -> None
     assert with_graphs().plan(load).token_budget == 182
 
 
-def test_errors_of_launched_steps_do_not_shrink_those_within_the_graphs() -> None:
-    batcher = with_graphs()
-    load = StepLoad(32, 32_000, 100.0, [(20_000, 0)])
+def run_full_steps(
+    batcher: Batcher, load: StepLoad, took: float, seen: float | None = None
+) -> None:
+    """Twenty steps as large as planned; ``took`` and ``seen`` are times the prediction."""
     for _ in range(20):
         plan = batcher.plan(load)
-        tokens = plan.token_budget - 32
-        shape = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
-        batcher.observe(plan, shape, 1.8 * batcher.model.step_ms(shape))
+        tokens = plan.token_budget - load.num_decodes
+        shape = StepShape(
+            load.num_decodes, load.decode_context_tokens, tokens, 0.5 * tokens * tokens
+        )
+        said_ms = batcher.model.step_ms(shape)
+        batcher.observe(plan, shape, took * said_ms, None if seen is None else seen * said_ms)
+
+
+def test_errors_of_launched_steps_do_not_shrink_those_within_the_graphs() -> None:
+    batcher = with_graphs()
+    run_full_steps(batcher, StepLoad(32, 32_000, 100.0, [(20_000, 0)]), took=1.8)
     assert batcher.launched.value > 0.2
     assert batcher.captured.value == 0.0
 
@@ -112,13 +121,7 @@ def test_with_graphs_every_decode_still_has_its_place_and_no_step_is_larger_than
 
 def test_what_the_host_adds_to_a_step_widens_the_margin_and_leaves_the_model_as_it_is() -> None:
     batcher = exact()
-    load = StepLoad(32, 32_000, 50.0, [(20_000, 0)])
-    for _ in range(20):
-        plan = batcher.plan(load)
-        tokens = plan.token_budget - 32
-        shape = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
-        took_ms = batcher.model.step_ms(shape)
-        batcher.observe(plan, shape, took_ms, 1.3 * took_ms)
+    run_full_steps(batcher, StepLoad(32, 32_000, 50.0, [(20_000, 0)]), took=1.0, seen=1.3)
     assert batcher.launched.value == pytest.approx(0.3)
     assert batcher.model == pytest.approx(MODEL)
 
