@@ -598,17 +598,21 @@ class Simulator:
         for record, (beta, _) in self._betas.items():
             if beta is instance:
                 affected[record] = None
-        self._inbound.pop(instance.instance_id, None)
+        unplaced = self._inbound.pop(instance.instance_id, [])
         for record in affected:
             self._restart(record)
+        for alpha, done, beta_segment in unplaced:
+            self._adopt(alpha, done, beta_segment)  # withdrawn by now: alpha frees it
 
     def _restart(self, record: RequestRecord) -> None:
         """Withdraw what is left of the request and place it anew."""
         pair = self._betas.pop(record, None)
-        if pair and pair[0].alive:
-            pair[0].settle_part(pair[1])
-            pair[1].cancelled = True
-            self._settle(pair[0], record)
+        if pair:
+            beta, beta_segment = pair
+            beta_segment.cancelled = True
+            if beta.alive:
+                beta.settle_part(beta_segment)
+                self._settle(beta, record)
         for holder, segment in record.live:
             if holder.alive and not segment.cancelled:
                 holder.cancel(segment)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from dynaserve.sim.simulator import Event, SimSettings, Simulator
@@ -61,6 +61,20 @@ def arrivals(draw: st.DrawFn) -> list[SimRequest]:
     ]
 
 
+def burst(*lengths: tuple[int, int]) -> list[SimRequest]:
+    """Requests of (prompt, output) tokens, all at once."""
+    return [SimRequest(f"r{i}", 0.5, *both, "a", "", 0) for i, both in enumerate(lengths)]
+
+
+@example(  # i0 is lost while a handoff waits for room there
+    requests=burst((51, 3), (7797, 139), (4541, 1), (4541, 2)),
+    losses=[(1.0, 0)],
+    policy="dynaserve",
+    batcher="slo",
+    kv_tokens=10_000,
+    noise=0.0,
+    bus_latency_s=0.0,
+)
 @settings(max_examples=80, deadline=None)
 @given(
     requests=arrivals(),
