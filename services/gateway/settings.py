@@ -7,26 +7,23 @@ import secrets
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliUnknownArgs, SettingsConfigDict
+from pydantic_settings import CliUnknownArgs, SettingsConfigDict
 
 from shared.schemas.message import InstanceId
-from shared.tracing import endpoint_from_environment
+from shared.settings import BusSettings
 
 
 def _random_id() -> str:
     return f"gateway-{secrets.token_hex(3)}"
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(BusSettings):
     """One gateway's settings, read once at start."""
 
     model_config = SettingsConfigDict(
         env_prefix="DYNASERVE_GATEWAY_",
-        frozen=True,
-        extra="forbid",
         cli_prog_name="dynaserve gateway MODEL",
         cli_ignore_unknown_args=True,
-        cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
@@ -34,20 +31,13 @@ class GatewaySettings(BaseSettings):
     vllm_args: CliUnknownArgs = Field(
         default=[], description="MODEL and every other flag, as `vllm serve` takes them"
     )
-    nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
-    pool: InstanceId = Field(default="default", description="pool whose instances serve")
     id: InstanceId = Field(default_factory=_random_id, description="name of this gateway")
-    otlp_endpoint: str | None = Field(
-        default_factory=endpoint_from_environment,
-        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
-    )
     trace_sample_ratio: float = Field(
         default=1.0,
         ge=0,
         le=1,
         description="share of the requests without a traceparent that are traced",
     )
-    log_level: str = Field(default="INFO", description="level of the log")
     slo_ttft_ms: float = Field(
         default=10_000.0, gt=0, description="time to first token a request wants unless it says"
     )

@@ -4,31 +4,22 @@ import uuid
 from collections.abc import Sequence
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from services.global_sched.policy import POLICIES
 from shared.schemas.message import InstanceId
 from shared.schemas.place import AdmissionMode
-from shared.tracing import endpoint_from_environment
+from shared.settings import ActorSettings
 
 
-class SchedulerSettings(BaseSettings):
+class SchedulerSettings(ActorSettings):
     """One replica of the scheduler."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
         env_prefix="DYNASERVE_SCHEDULER_",
-        extra="forbid",
         cli_prog_name="dynaserve scheduler",
-        cli_kebab_case=True,
     )
 
-    nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
-    pool: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9_-]+$",
-        description="pools on one server do not see each other",
-    )
     id: InstanceId = Field(
         default_factory=lambda: f"s-{uuid.uuid4().hex[:8]}", description="name of this replica"
     )
@@ -60,17 +51,6 @@ class SchedulerSettings(BaseSettings):
     max_candidates: int = Field(
         default=8, ge=0, description="candidates told in a plan, the cheapest first"
     )
-    metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
-    )
-    metrics_host: str = Field(
-        default="127.0.0.1", description="address on which /metrics is served"
-    )
-    otlp_endpoint: str | None = Field(
-        default_factory=endpoint_from_environment,
-        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
-    )
-    log_level: str = Field(default="INFO", description="level of the log")
 
     @field_validator("policy")
     @classmethod

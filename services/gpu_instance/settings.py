@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, CliUnknownArgs, SettingsConfigDict
+from pydantic_settings import CliPositionalArg, CliUnknownArgs, SettingsConfigDict
 
 from services.gpu_instance.engine.seam import EngineName
 from shared.schemas.handoff import Transport
 from shared.schemas.message import InstanceId
 from shared.schemas.registry import InstanceRole
-from shared.tracing import endpoint_from_environment
+from shared.settings import ActorSettings
 
 
 def host_identity() -> str:
@@ -44,24 +44,15 @@ def _has_nccl() -> bool:
     return bool(torch.cuda.is_available() and torch.distributed.is_nccl_available())
 
 
-class InstanceSettings(BaseSettings):
+class InstanceSettings(ActorSettings):
     """One instance. Flags that are not of this class go to the engine, in ``engine_args``."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
         env_prefix="DYNASERVE_INSTANCE_",
-        extra="forbid",
         cli_prog_name="dynaserve instance",
-        cli_kebab_case=True,
         cli_ignore_unknown_args=True,
     )
 
-    nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
-    pool: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9_-]+$",
-        description="pools on one server do not see each other",
-    )
     id: InstanceId = Field(
         default_factory=lambda: f"i-{uuid.uuid4().hex[:8]}", description="name of this instance"
     )
@@ -106,17 +97,6 @@ class InstanceSettings(BaseSettings):
     telemetry_interval_s: float = Field(
         default=0.05, ge=0.05, description="load reports are this far apart at least"
     )
-    metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
-    )
-    metrics_host: str = Field(
-        default="127.0.0.1", description="address on which /metrics is served"
-    )
-    otlp_endpoint: str | None = Field(
-        default_factory=endpoint_from_environment,
-        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
-    )
-    log_level: str = Field(default="INFO", description="level of the log")
 
 
 def read_settings(arguments: Sequence[str]) -> InstanceSettings:

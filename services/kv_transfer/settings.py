@@ -4,29 +4,20 @@ import uuid
 from collections.abc import Sequence
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from shared.schemas.message import InstanceId
-from shared.tracing import endpoint_from_environment
+from shared.settings import ActorSettings
 
 
-class KvTransferSettings(BaseSettings):
+class KvTransferSettings(ActorSettings):
     """One replica of the KV-transfer service."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
         env_prefix="DYNASERVE_KV_TRANSFER_",
-        extra="forbid",
         cli_prog_name="dynaserve kv-transfer",
-        cli_kebab_case=True,
     )
 
-    nats: str = Field(default="nats://127.0.0.1:4222", description="URL of the NATS server")
-    pool: str = Field(
-        default="default",
-        pattern=r"^[A-Za-z0-9_-]+$",
-        description="pools on one server do not see each other",
-    )
     id: InstanceId = Field(
         default_factory=lambda: f"k-{uuid.uuid4().hex[:8]}", description="name of this replica"
     )
@@ -42,17 +33,6 @@ class KvTransferSettings(BaseSettings):
     drain_s: float = Field(
         default=10.0, gt=0, description="how long open handoffs may go on after SIGTERM"
     )
-    metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="serve /metrics here; 0 picks a port; unset: off"
-    )
-    metrics_host: str = Field(
-        default="127.0.0.1", description="address on which /metrics is served"
-    )
-    otlp_endpoint: str | None = Field(
-        default_factory=endpoint_from_environment,
-        description="send traces there by OTLP/HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT, or off",
-    )
-    log_level: str = Field(default="INFO", description="level of the log")
 
 
 def read_settings(arguments: Sequence[str]) -> KvTransferSettings:
