@@ -21,15 +21,18 @@ MARKS: dict[Status, Text] = {
 }
 
 
+NATS_HELP = "URL of the NATS server of the pool; unset: that of the gateway on --port."
+
+
 def doctor(
-    nats: Annotated[str | None, typer.Option(help="URL of the NATS server of the pool.")] = None,
+    nats: Annotated[str | None, typer.Option(help=NATS_HELP)] = None,
     pool: Annotated[str, typer.Option(help="Name of the pool on that server.")] = "default",
-    port: Annotated[int, typer.Option(help="Port the gateway is to have.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port the gateway has or is to have.")] = 8000,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings to this file as well.")
     ] = None,
 ) -> None:
-    """Look at this host and, with --nats, at its pool. Exits with 1 when something fails."""
+    """Look at this host and at the pool it serves, or that --nats names. Exits with 1 on a fault."""
     findings = asyncio.run(examine(Examined(nats, pool, port)))
     Console().print(table_of(findings))
     if json_file is not None:

@@ -76,9 +76,10 @@ async def ask_server(client: Client, url: str, pool: str) -> BusReport:
         records = await read_records(client, Subjects(pool).registry_bucket)
     except (JetStreamError, nats.errors.Error, TimeoutError) as error:
         jetstream_error = str(error) or type(error).__name__
+    version = client.connected_server_version
     return BusReport(
         url,
-        server_version=str(client.connected_server_version),
+        server_version=f"{version.major}.{version.minor}.{version.patch}",
         max_payload_bytes=client.max_payload,
         jetstream_error=jetstream_error,
         records=records,

@@ -1,6 +1,6 @@
 """All that the doctor looks at, in the order of the screen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from dynaserve.doctor import bus, gpu, machine, pool, software
@@ -10,7 +10,11 @@ from shared.schemas.registry import GatewayRecord
 
 @dataclass(frozen=True)
 class Examined:
-    """Where to look. ``nats`` None looks for a server at its usual place without insisting."""
+    """Where to look.
+
+    ``nats`` None asks the gateway on ``http_port``; without one it looks for a server at its usual
+    place without insisting.
+    """
 
     nats: str | None
     pool: str
@@ -19,6 +23,7 @@ class Examined:
 
 async def examine(where: Examined) -> list[Finding]:
     """Collect every fact, then judge."""
+    where = await follow_gateway(where)
     url = where.nats or f"nats://127.0.0.1:{bus.DEFAULT_PORT}"
     bus_report = await bus.read_bus(url, where.pool)
     gpu_report = gpu.read_gpus()
@@ -34,6 +39,14 @@ async def examine(where: Examined) -> list[Finding]:
         *bus.judge_bus(bus_report, wanted=where.nats is not None),
         *(pool.judge_pool(records, unreadable) if bus_report.error is None else ()),
     ]
+
+
+async def follow_gateway(where: Examined) -> Examined:
+    """The pool of the gateway on this host's port, where no pool is named and one answers."""
+    if where.nats is not None:
+        return where
+    served = await pool.ask_gateway(f"http://127.0.0.1:{where.http_port}")
+    return where if served is None else replace(where, nats=served.nats, pool=served.pool)
 
 
 def look_at_nats_port(url: str, answers: bool) -> list[Finding]:

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from pydantic import ValidationError
+import httpx
+from pydantic import BaseModel, ValidationError
 
 from dynaserve.doctor.finding import Finding, fail, ok, warn
 from shared.schemas.message import Message
@@ -22,6 +23,25 @@ SERVICES: dict[str, tuple[type[Message], str]] = {
     "scheduler": (SchedulerRecord, "dynaserve scheduler"),
     "kv-transfer": (CoordinatorRecord, "dynaserve kv-transfer"),
 }
+
+
+GATEWAY_TIMEOUT_S = 3.0
+
+
+class Served(BaseModel):
+    """The pool behind a gateway, as its /dynaserve/pool tells it."""
+
+    pool: str
+    nats: str
+
+
+async def ask_gateway(url: str) -> Served | None:
+    """None where no gateway answers at ``url``, whatever else does."""
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=GATEWAY_TIMEOUT_S) as client:
+            return Served.model_validate_json((await client.get("/dynaserve/pool")).content)
+    except (httpx.HTTPError, ValidationError):
+        return None
 
 
 def read_records(raw: Iterable[tuple[str, bytes]]) -> tuple[list[Record], list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -14,6 +15,7 @@ def pool_view(actor: GatewayActor) -> dict[str, Any]:
     registry = actor.registry
     return {
         "pool": actor.settings.pool,
+        "nats": without_secrets(actor.settings.nats),
         "gateway_id": actor.settings.id,
         "problem": actor.problem(),
         "in_flight": actor.num_in_flight,
@@ -23,6 +25,12 @@ def pool_view(actor: GatewayActor) -> dict[str, Any]:
         "gateways": _dump(registry.gateways.values()),
         "loads": {key: load.model_dump(mode="json") for key, load in actor.loads.items()},
     }
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password or token."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 async def request_view(actor: GatewayActor, http_request_id: str) -> dict[str, Any] | None:

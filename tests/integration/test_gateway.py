@@ -422,6 +422,7 @@ async def test_models_version_metrics_and_pool_are_there(
         assert name in series
     view = (await http.get("/dynaserve/pool")).json()
     assert {each["instance_id"] for each in view["instances"]} == {"a", "b"}
+    assert view["nats"].startswith("nats://127.0.0.1:")
 
 
 async def test_a_pool_without_instances_is_not_healthy(
