@@ -32,7 +32,7 @@ def doctor(
         Path | None, typer.Option("--json", help="Write the findings to this file as well.")
     ] = None,
 ) -> None:
-    """Look at this host and at the pool it serves, or that --nats names. Exits with 1 on a fault."""
+    """Look at this host and the pool it serves, or that --nats names. Exits with 1 on a fault."""
     findings = asyncio.run(examine(Examined(nats, pool, port)))
     Console().print(table_of(findings))
     if json_file is not None:
