@@ -278,6 +278,7 @@ class Simulator:
             instance.batcher.static_tokens,
             1.0,
             settings.link_bytes_per_s,
+            instance.batcher.margin,
         )
 
     def _place(self, record: RequestRecord) -> None:

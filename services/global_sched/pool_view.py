@@ -223,6 +223,7 @@ class PoolTracker:
                 _static_tokens(load.batcher_mode),
                 load.slo_headroom,
                 _link_speed(load, DEFAULT_LINK_BYTES_PER_S),
+                load.step_margin,
             )
         tracked.view = view
         return view

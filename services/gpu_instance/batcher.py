@@ -222,6 +222,7 @@ class Batcher:
         self.online = OnlineLatencyModel(model, trust)
         self.captured = Margin(self.settings, initial_margin)
         self.launched = Margin(self.settings, initial_margin)
+        self._kept = self._margin_of(1)
         self.relief = 1.0
         self.step_index = 0
         self.set_mode(mode)
@@ -235,6 +236,12 @@ class Batcher:
         return self.online.model
 
     @property
+    def margin(self) -> float:
+        """Steps beside decodes are planned for the slack / (1 + this): that of the kind of step
+        that last came near its limit. 0 in static mode, which looks at no clock."""
+        return self._kept.value if self.static_tokens is None else 0.0
+
+    @property
     def lost_turn(self) -> bool:
         """True when a prompt whose deadline is lost, if there is one, leads the coming step."""
         return (self.step_index + 1) % self.settings.lost_every == 0
@@ -244,7 +251,7 @@ class Batcher:
     ) -> PromptSpeed:
         """By which a prompt is judged lost; ``tbt_ms`` is the tightest SLO of those that decode."""
         most = self.static_tokens or self.settings.max_num_batched_tokens
-        limit_ms = tbt_ms if self.static_tokens is None else math.inf
+        limit_ms = tbt_ms / (1.0 + self.margin) if self.static_tokens is None else math.inf
         least = self.settings.min_prefill_tokens / FORCED_EVERY
         return prompt_speed(
             self.online.model, num_decodes, decode_context_tokens, limit_ms, most, least
@@ -355,6 +362,7 @@ class Batcher:
         # Steps that came near their limit alone: the others' errors do no harm.
         if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:
             margin.learn(error)
+            self._kept = margin
         limit_ms = plan.limit_ms * (1.0 + margin.value)
         if measured_ms > limit_ms > 0.0:
             shrunk = self.relief * limit_ms / measured_ms

@@ -43,6 +43,7 @@ _SHOWN: dict[str, Gauge] = {
         ("free_blocks", "kv_blocks_free", "KV blocks free", "block"),
         ("num_blocks", "kv_blocks", "KV blocks in all", "block"),
         ("budget_tokens", "batcher_budget_tokens", "bound of the last step", "token"),
+        ("step_margin", "batcher_margin_ratio", "steps are planned for SLO / (1 + this)", "1"),
         ("max_num_batched_tokens", "batcher_bound_tokens", "bound of every step", "token"),
         ("step_s", "last_step_seconds", "the last step", "s"),
         ("predicted_step_s", "last_step_predicted_seconds", "the last step as predicted", "s"),

@@ -53,6 +53,9 @@ class InstanceStatus(Part):
     num_waiting_for_kv: int
     outstanding_prefill_tokens: int
     budget_tokens: int
+    step_margin: float = Field(
+        default=0.0, description="steps are planned for the TBT objective / (1 + this)"
+    )
     kv_used: float = Field(description="share of its blocks")
     step_s: float = Field(description="the worst of the last seconds; 0: idle")
     predicted_step_s: float = Field(description="of the same step")

@@ -46,6 +46,11 @@ class InstanceLoad(Message):
     num_blocks: int
     max_num_batched_tokens: int
     batcher_mode: str = "static"
+    step_margin: float = Field(
+        default=0.0,
+        description="steps beside decodes are planned for the TBT objective / (1 + this): the "
+        "batcher's distance from steps that take longer than predicted",
+    )
     budget_tokens: int = 0
     step_s: float = 0.0
     predicted_step_s: float = 0.0

@@ -105,6 +105,14 @@ def board() -> Dashboard:
         )
         .with_panel(
             graph(
+                "Margin of a step",
+                "The batcher plans steps for the TBT objective / (1 + this); the policy does too.",
+                "percentunit",
+                _by_part("dynaserve_instance_batcher_margin_ratio"),
+            )
+        )
+        .with_panel(
+            graph(
                 "Tokens a second",
                 "Output tokens each instance makes.",
                 "short",

@@ -86,6 +86,7 @@ class Instances:
             num_waiting_for_kv=load.num_waiting_for_kv if load else 0,
             outstanding_prefill_tokens=load.outstanding_prefill_tokens if load else 0,
             budget_tokens=load.budget_tokens if load else 0,
+            step_margin=load.step_margin if load else 0.0,
             kv_used=1 - load.free_blocks / load.num_blocks if load and load.num_blocks else 0.0,
             step_s=step.step_s,
             predicted_step_s=step.predicted_s,

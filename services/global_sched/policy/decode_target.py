@@ -4,6 +4,9 @@ Steps with decodes must end within the TBT SLO, so each pays the step's base cos
 instance without decodes pays it once per long prefill step. The fewer instances decode, the less
 base cost the pool pays in all. The target is the fewest that can hold the decodes of now and of the
 moment when the prompts that queue now will be done, recomputed at each placement.
+
+What counts is not the SLO but the steps that batchers plan within it: where measured steps scatter,
+they keep a margin, short steps pay the base cost more often, and gathering pays at a looser SLO.
 """
 
 from __future__ import annotations
@@ -44,10 +47,11 @@ def decode_holders(turn: Turn, settings: TargetSettings) -> frozenset[Pace]:
 def _target(turn: Turn, settings: TargetSettings) -> int:
     paces, first, mean = turn.paces, turn.paces[0], turn.mean
     base_ms = first.base_ms
-    room_ms = settings.fill * turn.slo_ms - base_ms
-    if base_ms < settings.least_base_share * turn.slo_ms or room_ms <= 0.0:
+    kept_ms = turn.slo_ms / (1.0 + sum([pace.step_margin for pace in paces]) / len(paces))
+    room_ms = settings.fill * kept_ms - base_ms
+    if base_ms < settings.least_base_share * kept_ms or room_ms <= 0.0:
         return len(paces)
-    lifetime_ms = max(mean, 1.0) * turn.slo_ms
+    lifetime_ms = max(mean, 1.0) * kept_ms
     decode_ms = first.own_decode_ms(turn.context) + _coming_decode_ms(turn, lifetime_ms)
     contexts = turn.prompt + mean
     contexts += sum([pace.decode_context_tokens for pace in paces])

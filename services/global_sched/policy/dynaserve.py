@@ -99,7 +99,7 @@ class DynaServe:
         ``own_ms``: marginal step time of the request; ``holds``: the instance is a decode holder.
         """
         settings, burden_s = self.settings, 0.0
-        over = (pace.step_ms + own_ms) / turn.slo_ms - settings.target.fill
+        over = (pace.step_ms + own_ms) / pace.kept_tbt_ms - settings.target.fill
         if over > 0.0:
             burden_s = settings.tbt_weight_s * over
         short = kv_tokens - pace.kv_free_tokens

@@ -21,7 +21,8 @@ def pace_of(view: InstanceView, slo_tbt_s: float) -> Pace:
 def _work_out_pace(view: InstanceView, slo_tbt_s: float) -> Pace:
     model = view.model
     running_ms = model.decode_ms * view.num_decodes + model.context_ms * view.decode_context_tokens
-    return Pace(view, _prefill_tokens_per_ms(view, running_ms, slo_tbt_s), running_ms)
+    kept_s = slo_tbt_s / (1.0 + view.step_margin)
+    return Pace(view, _prefill_tokens_per_ms(view, running_ms, kept_s), running_ms, kept_s)
 
 
 def request_decode_ms(model: LatencyModel, request: RequestView) -> float:
@@ -30,8 +31,9 @@ def request_decode_ms(model: LatencyModel, request: RequestView) -> float:
     return model.decode_ms + model.context_ms * context
 
 
-def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, slo_tbt_s: float) -> float:
-    """Prefill speed: whole steps when nothing decodes, else what decodes leave of the SLO."""
+def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, kept_tbt_s: float) -> float:
+    """Prefill speed: whole steps when nothing decodes, else what decodes leave of the steps the
+    batcher plans."""
     model = view.model
     per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
     if view.static_tokens is not None:
@@ -40,7 +42,7 @@ def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, slo_tbt_s: flo
     if view.num_decodes == 0:
         tokens = min(view.max_num_batched_tokens, (FREE_STEP_MS - model.base_ms) / per_token)
         return tokens / (model.base_ms + per_token * tokens)
-    step_ms = 1e3 * slo_tbt_s
+    step_ms = 1e3 * kept_tbt_s
     room = step_ms - model.base_ms - running_ms
     return max(room / per_token / step_ms, MIN_TOKENS_PER_MS)
 

@@ -74,6 +74,8 @@ class InstanceView:
     """N when the batcher runs in mode 'static:N'."""
     slo_headroom: float = 1.0
     link_bytes_per_s: float = DEFAULT_LINK_BYTES_PER_S
+    step_margin: float = 0.0
+    """The batcher plans steps beside decodes for the TBT SLO / (1 + this)."""
     paces: dict[float, Pace] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What `pace_of` worked out, by TBT SLO: the same view serves many placements."""
 
@@ -93,24 +95,36 @@ class Pace:
         "each_decode_ms",
         "inbound_ms",
         "instance_id",
+        "kept_tbt_ms",
+        "kept_tbt_s",
         "kv_capacity_tokens",
         "kv_free_tokens",
         "num_decodes",
         "rank",
         "running_decode_ms",
+        "step_margin",
         "step_ms",
         "tokens_per_ms",
         "wait_ms",
     )
 
-    def __init__(self, view: InstanceView, tokens_per_ms: float, running_decode_ms: float) -> None:
+    def __init__(
+        self,
+        view: InstanceView,
+        tokens_per_ms: float,
+        running_decode_ms: float,
+        kept_tbt_s: float,
+    ) -> None:
         """``tokens_per_ms``: prefill speed. ``running_decode_ms``: marginal step time of what
-        decodes here now."""
+        decodes here now. ``kept_tbt_s``: the TBT SLO less what its batcher keeps as a margin."""
         model = view.model
         self.instance_id = view.instance_id
         self.num_decodes = view.num_decodes
         self.decode_context_tokens = view.decode_context_tokens
         self.tokens_per_ms = tokens_per_ms
+        self.step_margin, self.kept_tbt_s = view.step_margin, kept_tbt_s
+        self.kept_tbt_ms = 1e3 * kept_tbt_s
+        """The longest step with decodes that is planned: one that takes longer is in time."""
         self.running_decode_ms = running_decode_ms
         self.base_ms, self.each_decode_ms, self.context_ms = model[:3]
         self.wait_ms = view.outstanding_prefill_tokens / tokens_per_ms

@@ -89,6 +89,7 @@ class EngineLoad:
     num_pending_decodes: int = 0
     pending_decode_context_tokens: int = 0
     batcher_mode: str = "static"
+    step_margin: float = 0.0
     budget_tokens: int = 0
     step_s: float = 0.0
     predicted_step_s: float = 0.0

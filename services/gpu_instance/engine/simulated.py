@@ -301,6 +301,7 @@ class SimulatedEngine:
             num_blocks=self.steps.pool.total,
             max_num_batched_tokens=self.settings.max_num_batched_tokens,
             batcher_mode=self.batcher.mode,
+            step_margin=self.batcher.margin,
             budget_tokens=last.plan.token_budget if last is not None else 0,
             step_s=step_s,
             predicted_step_s=step_s / self.settings.slowdown,

@@ -368,6 +368,7 @@ class SloBatching(_Base):
             num_blocks=pool.num_gpu_blocks,
             max_num_batched_tokens=self.configured_tokens,
             batcher_mode=self.batcher.mode,
+            step_margin=self.batcher.margin,
             budget_tokens=self.last_budget,
             step_s=self.last_step_s,
             predicted_step_s=self.last_predicted_s,

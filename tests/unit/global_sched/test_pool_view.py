@@ -9,7 +9,7 @@ from services.global_sched.placement import request_view
 from services.global_sched.policy.views import InstanceView
 from services.global_sched.pool_view import UNSEEN_S, Burden, PoolTracker, burdens
 from shared.schemas.registry import LatencyCoefficients
-from shared.schemas.telemetry import LinkLoad
+from shared.schemas.telemetry import InstanceLoad, LinkLoad
 from tests.unit.global_sched.pool_stage import instance, load, question
 
 
@@ -83,6 +83,16 @@ def test_the_view_carries_the_instances_own_model_mode_and_link_speed() -> None:
     assert view.model.base_ms == 10.0 and view.role == "prefill"
     assert (view.static_tokens, view.link_bytes_per_s, view.slo_headroom) == (512, 5e9, 0.5)
     assert tracker.view(0.0, tracker.ready()).kv_bytes_per_token == 200
+
+
+def test_the_view_carries_the_batchers_margin_and_none_where_reports_do_not_tell_it() -> None:
+    tracker = tracked("a")
+    told = load("a", step_margin=0.6).model_dump()
+    tracker.on_load(InstanceLoad.model_validate(told))
+    assert seen(tracker, "a").step_margin == 0.6
+    del told["step_margin"]
+    tracker.on_load(InstanceLoad.model_validate(told | {"sequence": 2}))
+    assert seen(tracker, "a").step_margin == 0.0
 
 
 def test_roles_can_be_given_at_run_time() -> None:

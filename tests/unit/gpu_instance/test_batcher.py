@@ -159,6 +159,25 @@ def test_the_margin_covers_the_errors_of_full_steps_and_of_no_others() -> None:
     assert 0.3 < batcher.launched.value < 0.6
 
 
+def test_the_margin_told_is_that_of_the_kind_of_step_run_last_and_none_in_static_mode() -> None:
+    batcher = with_graphs()
+    run_full_steps(batcher, StepLoad(32, 32_000, 20.0, [(20_000, 0)]), took=1.0, seen=1.1)
+    assert batcher.margin == batcher.captured.value == pytest.approx(0.1)
+    run_full_steps(batcher, StepLoad(32, 32_000, 200.0, [(20_000, 0)]), took=1.0, seen=1.3)
+    assert batcher.margin == batcher.launched.value == pytest.approx(0.3)
+    batcher.set_mode("static:512")
+    assert batcher.margin == 0.0
+
+
+@given(st.integers(1, 100), st.integers(0, 3000), st.floats(10.0, 200.0))
+def test_prompts_are_judged_by_the_speed_of_steps_that_keep_the_margin(
+    decodes: int, context: int, tbt_ms: float
+) -> None:
+    wary, at_half = Batcher(MODEL, initial_margin=1.0), exact()
+    speed = wary.prompt_speed(decodes, decodes * context, tbt_ms)
+    assert speed == at_half.prompt_speed(decodes, decodes * context, 0.5 * tbt_ms)
+
+
 @pytest.mark.parametrize("mode", ["", "static", "static:", "static:0", "static:-1", "fast"])
 def test_an_unknown_mode_is_refused(mode: str) -> None:
     with pytest.raises(ValueError, match="batcher mode"):

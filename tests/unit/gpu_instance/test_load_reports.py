@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from services.gpu_instance.engine.seam import EngineLoad
 from services.gpu_instance.load_reports import KEEPALIVE_S, LoadReporter
@@ -52,6 +53,13 @@ async def test_an_idle_instance_reports_several_times_a_second() -> None:
             clock.advance(0.01)
         assert 4 <= len(sent) <= 6
         assert all(report.report_every_s == KEEPALIVE_S for report in sent)
+
+
+async def test_the_margin_of_the_engines_batcher_is_told_on_the_bus() -> None:
+    async with reporting() as (reporter, _, sent):
+        reporter.update(replace(engine_load(), step_margin=0.25))
+        await settle()
+        assert InstanceLoad.model_validate_json(sent[0].model_dump_json()).step_margin == 0.25
 
 
 async def test_a_busy_engine_is_reported_at_the_interval_with_its_newest_load() -> None:

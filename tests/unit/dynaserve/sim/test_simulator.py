@@ -122,6 +122,17 @@ def test_goodput_stays_below_the_clairvoyant_bound() -> None:
     assert bound_rps(requests, POOL) < 30.0
 
 
+def test_the_policy_sees_the_margins_of_noisy_instances_and_none_of_exact_ones() -> None:
+    requests = poisson_arrivals(synthetic_trace(2000, 200), 8.0, 20.0)
+    for noise in (0.0, 0.1):
+        simulator = Simulator(replace(POOL, step_noise=noise), POLICIES["dynaserve"]())
+        simulator.run(requests)
+        views = simulator.pool_view().instances
+        told = [view.step_margin for view in views]
+        assert told == [instance.batcher.margin for instance in simulator.instances]
+        assert max(told) > 0.05 if noise else max(told) == 0.0
+
+
 def test_fewest_instances_grow_with_the_rate() -> None:
     trace = synthetic_trace(1000, 100)
     load = lambda rate, until_s: poisson_arrivals(trace, rate, until_s)  # noqa: E731

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.global_sched.policy import POLICIES
+from services.global_sched.policy.decode_target import TargetSettings
 from services.global_sched.policy.dynaserve import DynaServe, DynaServeSettings
+from services.global_sched.policy.predict import pace_of
 from services.global_sched.policy.views import (
     Decision,
     InstanceView,
@@ -129,6 +131,41 @@ def test_at_a_loose_slo_everybody_decodes_and_nothing_is_cut() -> None:
     decision = DynaServe(NO_CONTROL).place(request(slo_tbt_s=0.1), pool)
     assert decision.kind == "unsplit"
     assert decision.decode_holders == ("i0", "i1")
+
+
+@given(
+    pools(),
+    st.floats(0.005, 0.5),
+    st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)).map(sorted),
+)
+def test_prompts_beside_decodes_are_never_predicted_faster_with_a_larger_margin(
+    pool: PoolView, slo_tbt_s: float, margins: list[float]
+) -> None:
+    for view in pool.instances:
+        narrow, wide = (pace_of(replace(view, step_margin=m), slo_tbt_s) for m in margins)
+        assert wide.tokens_per_ms <= narrow.tokens_per_ms
+        assert wide.wait_ms >= narrow.wait_ms
+        assert wide.kept_tbt_ms <= narrow.kept_tbt_ms <= 1e3 * slo_tbt_s
+
+
+@given(st.floats(0.0, 1.0))
+def test_decodes_are_gathered_where_a_step_costs_a_fifth_of_what_the_margin_leaves(
+    margin: float,
+) -> None:
+    views = [replace(instance(i, decodes=20), step_margin=margin) for i in range(2)]
+    decision = DynaServe(NO_CONTROL).place(request(slo_tbt_s=0.05), PoolView(0.0, tuple(views)))
+    left_ms = 50.0 / (1.0 + margin)
+    gathers = MODEL.base_ms >= TargetSettings().least_base_share * left_ms
+    assert len(decision.decode_holders) == (1 if gathers else 2)
+
+
+def test_decodes_that_fit_the_objective_but_not_with_the_margin_need_a_further_holder() -> None:
+    def holders(margin: float) -> int:
+        views = [replace(instance(i, decodes=n), step_margin=margin) for i, n in ((0, 60), (1, 0))]
+        pool = PoolView(0.0, tuple(views))
+        return len(DynaServe(NO_CONTROL).place(request(), pool).decode_holders)
+
+    assert (holders(0.0), holders(0.5)) == (1, 2)
 
 
 def test_decode_holders_follow_the_load() -> None:
