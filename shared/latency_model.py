@@ -234,13 +234,31 @@ class OnlineLatencyModel:
         ]
         d0, d1, d2, d3, d4 = direction
         known = self._forgetting + d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3 + d4 * x4
-        step, high = relative / known, self._high
-        self._theta = [
-            min(high, max(low, value + step * d))
-            for value, low, d in zip(self._theta, self._low, direction, strict=True)
-        ]
+        step = relative / known
+        self._theta = [value + step * d for value, d in zip(self._theta, direction, strict=True)]
         self._widen_elsewhere(direction, known)
+        self._keep_within_bounds()
         self.model = LatencyModel(*[v * unit for v, unit in zip(self._theta, units, strict=True)])
+
+    def _keep_within_bounds(self) -> None:
+        """What a coefficient must not take, those it is confused with take: where it alone were cut
+        off, the correction of a step would be undone in part, or turned into its opposite."""
+        high, bounds = self._high, self._low
+        for _ in range(3):
+            theta, beyond = self._theta, False
+            for index, low in enumerate(bounds):
+                excess = theta[index] - min(high, max(low, theta[index]))
+                if excess:
+                    beyond = True
+                    row = self._covariance[index]
+                    share = excess / row[index]
+                    theta = [value - share * c for value, c in zip(theta, row, strict=True)]
+            self._theta = theta
+            if not beyond:
+                return
+        self._theta = [
+            min(high, max(low, value)) for value, low in zip(self._theta, bounds, strict=True)
+        ]
 
     def _widen_elsewhere(self, direction: list[float], known: float) -> None:
         """Certainty grows along what was seen and is slowly forgotten in every direction."""

@@ -107,3 +107,29 @@ def test_a_coefficient_the_prior_lacks_is_learned_without_a_profile() -> None:
         shape = random_shape(draw)
         online.observe(shape, MODEL.step_ms(shape))
     assert online.model.attend_ms == pytest.approx(MODEL.attend_ms, rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_coefficient_at_its_bound_does_not_turn_corrections_of_the_others_around(
+    seed: int,
+) -> None:
+    """Steps that scatter widely, and for long only a few decodes, whose number and context hardly
+    differ: a model that has once come out too slow for them must not become slower yet."""
+    draw, true = random.Random(seed), LatencyModel(4.0, 0.3, 3e-4, 0.08, 6e-5)
+    online = OnlineLatencyModel(LatencyProfile.load(CPU_DEMO_PROFILE).model, UNPROFILED)
+    decodes, too_slow = [(700, 200)], []
+    for index in range(12_000):
+        decodes = [(context + 1, left - 1) for context, left in decodes if left > 1]
+        if len(decodes) < 6 and draw.random() < 0.02:
+            decodes.append((draw.randint(20, 1500), draw.randint(10, 250)))
+        prompt = draw.randint(16, 120) if index % 3000 < 1500 and draw.random() < 0.06 else 0
+        context = sum(context for context, _ in decodes)
+        shape = StepShape(len(decodes), context, prompt, prompt * (500.0 + 0.5 * prompt))
+        scatter = draw.lognormvariate(0.0, 0.25) * (1.6 if index % 2000 > 1600 else 1.0)
+        if draw.random() < 0.01:
+            scatter *= draw.uniform(2.0, 20.0)
+        if index > 1500 and not prompt:
+            too_slow.append(online.model.step_ms(shape) / true.step_ms(shape))
+        online.observe(shape, true.step_ms(shape) * scatter)
+    assert max(too_slow) < 1.6
+    assert statistics.median(too_slow) == pytest.approx(1.0, abs=0.1)
