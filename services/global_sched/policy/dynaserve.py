@@ -146,8 +146,9 @@ class DynaServe:
             ttft_s = _tail_done_s(alpha_s + moved_s, tail, cut, beta)
         else:
             ttft_s, step_s = alpha_s, beta.next_step_s
-            late = (moved_s + step_s + tbt_s - turn.slo_s) / step_s * turn.share_hurt_by_one_gap
+            late = (moved_s + step_s + beta.late_step_s - turn.slo_s) / step_s
             if late > 0.0:
+                late *= turn.share_hurt_by_one_gap
                 burden_s += self.settings.miss_weight_s * (late if late < 1.0 else 1.0)
             tbt_s = moved_s + 0.5 * step_s + tbt_s
             if tail < 0:

@@ -88,6 +88,7 @@ class End:
         "holds",
         "instance_id",
         "kv_free_tokens",
+        "late_step_s",
         "met_step_s",
         "next_step_s",
         "num_decodes",
@@ -114,12 +115,15 @@ class End:
         """Marginal step time of this request."""
         step_s = self.step_s = 1e-3 * (pace.step_ms + self.own_ms)
         """A step without prefill, with this request decoding too."""
+        self.late_step_s = step_s * (1.0 + pace.step_margin)
+        """The same where it takes as long as the batcher reckons with."""
         self.met_step_s = pace.kept_tbt_s if pace.all_wait_ms > 0.0 else step_s
         """The step in progress when a part of a prompt arrives here; as long as the
         batcher lets it be where prompts queue."""
         idle = num_decodes == 0 and pace.wait_ms == 0.0
-        self.next_step_s = step_s if idle else pace.kept_tbt_s
-        """The same when a whole context arrives: what is inbound is behind it."""
+        self.next_step_s = step_s if idle else turn.slo_s
+        """The same when a whole context arrives (what is inbound is behind it), at its longest: the
+        gap it makes is a single one, and may be the one that counts."""
         self.sent: dict[int, tuple[float, float]] = {}
         """By cut, what was worked out of it as alpha: pairs share most of their cuts."""
         self.burdens_s: dict[int, float] = {}

@@ -168,6 +168,16 @@ def test_decodes_that_fit_the_objective_but_not_with_the_margin_need_a_further_h
     assert (holders(0.0), holders(0.5)) == (1, 2)
 
 
+def test_the_gap_of_a_cut_at_the_prompts_end_is_judged_by_steps_as_long_as_they_may_get() -> None:
+    views = [replace(instance(i, decodes=60 - 60 * i, queue=500), step_margin=0.5) for i in (0, 1)]
+    pool = PoolView(0.0, tuple(views))
+    candidates = DynaServe(NO_CONTROL).place(request(output=50.0, slo_tbt_s=0.05), pool).candidates
+    before, at = (next(c for c in candidates if c.cut == cut) for cut in (1999, 2000))
+    assert before.prediction.cost - before.prediction.ttft_s < 0.1
+    # Step in progress and next one: half of the requests would see them over the SLO together.
+    assert at.prediction.cost - at.prediction.ttft_s > 0.4 * DynaServeSettings().miss_weight_s
+
+
 def test_decode_holders_follow_the_load() -> None:
     few = PoolView(0.0, tuple(instance(i, decodes=10) for i in range(8)))
     many = PoolView(0.0, tuple(instance(i, decodes=80) for i in range(8)))
