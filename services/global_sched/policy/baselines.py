@@ -11,6 +11,7 @@ from services.global_sched.policy.predict import (
 from services.global_sched.policy.views import (
     Decision,
     InstanceView,
+    Listed,
     NoInstance,
     PoolView,
     Prediction,
@@ -87,8 +88,7 @@ class Disaggregated:
             cut,
             predicted,
             prediction_of(whole),
-            predicted,
-            (whole, (*pair, cut, *predicted)),
+            Listed((whole, (*pair, cut, *predicted)), predicted),
             "static roles",
         )
 
@@ -124,5 +124,5 @@ def _whole(view: InstanceView, request: RequestView) -> Weighed:
 def _unsplit(best: Weighed, candidates: tuple[Weighed, ...], reason: str) -> Decision:
     prediction = prediction_of(best)
     return Decision(
-        "unsplit", best[0], None, None, prediction, prediction, None, candidates, reason
+        "unsplit", best[0], None, None, prediction, prediction, Listed(candidates), reason
     )

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import attrgetter
 
 from services.global_sched.policy.loads import Turn
-from services.global_sched.policy.views import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +34,14 @@ class TargetSettings:
     mixed batches lose next to nothing, and every instance's spare time shortens TTFT."""
 
 
-def decode_holders(turn: Turn, settings: TargetSettings) -> frozenset[Pace]:
-    """The instances that should decode: those that decode most already."""
+def decode_holders(turn: Turn, settings: TargetSettings) -> list[int]:
+    """The instances that should decode, those that decode most already: indices, ascending."""
     wanted, paces = _target(turn, settings), turn.paces
+    everyone = range(len(paces))
     if wanted == len(paces):
-        return frozenset(paces)
-    return frozenset(sorted(paces, key=attrgetter("rank"))[:wanted])
+        return list(everyone)
+    ranks = [pace.rank for pace in paces]
+    return sorted(sorted(everyone, key=ranks.__getitem__)[:wanted])
 
 
 def _target(turn: Turn, settings: TargetSettings) -> int:
@@ -69,7 +69,7 @@ def _coming_decode_ms(turn: Turn, lifetime_ms: float) -> float:
     prompts with short outputs thus asks for few holders, just when gathering makes prompts faster.
     """
     now_ms = sum([pace.running_decode_ms for pace in turn.paces])
-    queued_ms = sum([pace.decode_ms - pace.running_decode_ms for pace in turn.paces])
+    queued_ms = sum([pace.pending_decode_ms for pace in turn.paces])
     lifetimes = turn.horizon_ms / lifetime_ms
     stay = math.exp(-lifetimes)
     return max(now_ms, stay * now_ms + queued_ms * (1.0 - stay) / lifetimes)

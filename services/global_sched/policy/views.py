@@ -100,6 +100,7 @@ class Pace:
         "kv_capacity_tokens",
         "kv_free_tokens",
         "num_decodes",
+        "pending_decode_ms",
         "rank",
         "running_decode_ms",
         "step_margin",
@@ -139,6 +140,8 @@ class Pace:
             + self.context_ms * view.pending_decode_context_tokens
         )
         """Marginal step time of what decodes or will decode here."""
+        self.pending_decode_ms = self.decode_ms - running_decode_ms
+        """The part of it that does not decode yet."""
         self.step_ms = self.base_ms + self.decode_ms
         """A step without prefill."""
         self.rank = (-self.decode_ms, self.wait_ms)
@@ -212,9 +215,33 @@ def prediction_of(weighed: Weighed) -> Prediction:
     return Prediction(*weighed[3:])
 
 
+class Alternatives(Protocol):
+    """What else could have been done; a policy may work it out when somebody asks."""
+
+    @property
+    def weighed(self) -> tuple[Weighed, ...]:
+        """Every candidate, the chosen one too."""
+
+    @property
+    def disaggregated(self) -> Prediction | None:
+        """Of the best cut at the prompt's end."""
+
+    @property
+    def decode_holders(self) -> tuple[str, ...]:
+        """Who should decode, in the order of names."""
+
+
+class Listed(NamedTuple):
+    """`Alternatives` that are known."""
+
+    weighed: tuple[Weighed, ...]
+    disaggregated: Prediction | None = None
+    decode_holders: tuple[str, ...] = ()
+
+
 @snapshot
 class Decision:
-    """Where the request runs, why, and every candidate that was weighed."""
+    """Where the request runs, why, and every candidate there was."""
 
     kind: CutKind
     alpha_id: str
@@ -222,13 +249,23 @@ class Decision:
     cut: int | None
     chosen: Prediction
     unsplit: Prediction | None
-    disaggregated: Prediction | None
-    weighed: tuple[Weighed, ...]
+    alternatives: Alternatives = field(compare=False, repr=False)
     reason: str
     control_group: bool = False
-    decode_holders: tuple[str, ...] = ()
     unforced: Weighed | None = None
     """What the policy would have done where the request forced its cut; ``chosen`` is of that."""
+
+    @property
+    def weighed(self) -> tuple[Weighed, ...]:
+        return self.alternatives.weighed
+
+    @property
+    def disaggregated(self) -> Prediction | None:
+        return self.alternatives.disaggregated
+
+    @property
+    def decode_holders(self) -> tuple[str, ...]:
+        return self.alternatives.decode_holders
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

@@ -7,6 +7,7 @@ from services.global_sched.admission import Admission, AdmissionSettings
 from services.global_sched.policy.views import (
     Decision,
     LengthQuantiles,
+    Listed,
     Prediction,
     RequestView,
 )
@@ -24,7 +25,7 @@ def placed(ttft_s: float, *others_s: float) -> Decision:
     weighed = tuple(
         (f"i{n}", None, None, each, 0.02, each) for n, each in enumerate((ttft_s, *others_s))
     )
-    return Decision("unsplit", "i0", None, None, prediction, prediction, None, weighed, "")
+    return Decision("unsplit", "i0", None, None, prediction, prediction, Listed(weighed), "")
 
 
 def learned(
