@@ -44,7 +44,8 @@ class LatencyModel(NamedTuple):
     prefill_ms: float
     attend_ms: float
 
-    def step_ms(self, shape: StepShape) -> float:
+    def step_ms(self, shape: tuple[int, int, int, float]) -> float:
+        """Of a `StepShape`, or the same as a plain tuple."""
         base_ms, decode_ms, context_ms, prefill_ms, attend_ms = self
         return (
             base_ms

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from services.gpu_instance.batcher import TAIL_TOKENS, Batcher, StepLoad, StepPlan, misses
+from services.gpu_instance.batcher import (
+    TAIL_TOKENS,
+    Batcher,
+    PromptSpeed,
+    StepLoad,
+    StepPlan,
+    misses,
+)
 from shared.latency_model import LatencyModel, StepShape
 
 if TYPE_CHECKING:
@@ -65,15 +72,23 @@ class Segment:
         self.join_context = 0
 
 
+Chunk = tuple[Segment, int]
+"""A part of a prompt, and how many tokens of it a step computes."""
+
+
 class StepResult:
     """What a finished step brought about."""
 
     __slots__ = ("chunks", "finished", "prefilled")
 
-    def __init__(self) -> None:
-        self.prefilled: list[Segment] = []
-        self.finished: list[Segment] = []
-        self.chunks: list[tuple[Segment, int]] = []
+    def __init__(
+        self, chunks: Sequence[Chunk], prefilled: Sequence[Segment], finished: Sequence[Segment]
+    ) -> None:
+        self.chunks, self.prefilled, self.finished = chunks, prefilled, finished
+
+
+ONE_MORE_TOKEN = StepResult((), (), ())
+"""Of a step with decodes alone, none of which ended."""
 
 
 def nobody_cares(_segment: Segment) -> None:
@@ -123,9 +138,10 @@ class SimInstance:
         self.context_sum = 0
         self.kv_used = 0
         # the step in progress
-        self._chunks: list[tuple[Segment, int]] = []
+        self._chunks: list[Chunk] = []
         self._plan: StepPlan | None = None
-        self._shape: StepShape | None = None
+        self._shape = (0, 0, 0, 0.0)
+        """As `StepShape`."""
         # history, one entry per step
         self.step_index = 0
         self.durations_ms: list[float] = []
@@ -249,12 +265,19 @@ class SimInstance:
         if head is not None:
             queue.append(head)
         fifo = self.fifo
-        speed = self.batcher.prompt_speed(self.num_decodes, self.context_sum, self.slo_ms)
+        speed: PromptSpeed | None = None
         index = 0
         while index < len(ordered) and reach > 0:
             segment = ordered[index][2]
             remaining = segment.remaining
-            if fifo or not misses(segment.deadline_s, remaining, now_s, speed):
+            if fifo or remaining <= TAIL_TOKENS:
+                is_lost = False
+            else:
+                speed = speed or self.batcher.prompt_speed(
+                    self.num_decodes, self.context_sum, self.slo_ms
+                )
+                is_lost = misses(segment.deadline_s, remaining, now_s, speed)
+            if not is_lost:
                 queue.append(segment)
                 reach -= remaining
                 index += 1
@@ -334,16 +357,19 @@ class SimInstance:
             return None
         slack_ms = min(self.slo_ms, self._joined_slack_ms) if num_decodes else math.inf
         self._joined_slack_ms = math.inf
-        prompts = [(segment.remaining, segment.context) for segment in queue] if queue else ()
-        plan = self.batcher.plan(StepLoad(num_decodes, self.context_sum, slack_ms, prompts))
-        tokens, context2 = self._fill(plan, queue) if queue else (0, 0.0)
-        if tokens == 0 and num_decodes == 0:
-            return None
+        context_sum, tokens, context2 = self.context_sum, 0, 0.0
+        if queue:
+            prompts = [(segment.remaining, segment.context) for segment in queue]
+            plan = self.batcher.plan(StepLoad(num_decodes, context_sum, slack_ms, prompts))
+            tokens, context2 = self._fill(plan, queue)
+            if tokens == 0 and num_decodes == 0:
+                return None
+        else:
+            plan = self.batcher.plan(StepLoad(num_decodes, context_sum, slack_ms))
         self.kv_used += num_decodes
-        shape = StepShape(num_decodes, self.context_sum, tokens, context2)
-        self._plan, self._shape = plan, shape
+        self._plan, self._shape = plan, (num_decodes, context_sum, tokens, context2)
         self.busy = True
-        return self.truth.step_ms(shape)
+        return self.truth.step_ms(self._shape)
 
     def _fill(self, plan: StepPlan, queue: list[Segment]) -> tuple[int, float]:
         """Give the budget to prompts; returns prefill tokens and their context sum."""
@@ -390,11 +416,7 @@ class SimInstance:
 
     def finish_step(self, now_s: float, duration_ms: float, learn: bool) -> StepResult:
         """Account for the step that just ended."""
-        result = StepResult()
-        plan, shape = self._plan, self._shape
-        assert plan is not None and shape is not None
-        index = self.step_index
-        num_decodes = shape.num_decodes
+        index, num_decodes = self.step_index, self._shape[0]
         self.durations_ms.append(duration_ms)
         self.end_times_s.append(now_s)
         self.decode_counts.append(num_decodes)
@@ -404,26 +426,36 @@ class SimInstance:
         self.step_index = index + 1
         self.context_sum += num_decodes
         self.busy = False
-        if learn:
-            self.batcher.observe(plan, shape, duration_ms)
-        for segment in self._ends.pop(index, ()):
+        if learn and self._plan is not None:
+            self.batcher.observe(self._plan, StepShape(*self._shape), duration_ms)
+        ending, chunks = self._ends.pop(index, None), self._chunks
+        if ending is None and not chunks:
+            return ONE_MORE_TOKEN
+        self._chunks = []
+        finished = self._finish_decodes(ending, index) if ending else ()
+        return StepResult(chunks, self._finish_chunks(chunks), finished)
+
+    def _finish_decodes(self, ending: list[Segment], index: int) -> list[Segment]:
+        """Those that still run and end with this step."""
+        finished: list[Segment] = []
+        for segment in ending:
             if segment in self.running and segment.finish_step == index:
                 segment.context = self.leave_decodes(segment)
-                result.finished.append(segment)
-        self._finish_chunks(result)
-        return result
+                finished.append(segment)
+        return finished
 
-    def _finish_chunks(self, result: StepResult) -> None:
-        result.chunks = self._chunks
-        for segment, take in self._chunks:
+    def _finish_chunks(self, chunks: list[Chunk]) -> list[Segment]:
+        """Their progress; returns the prompts that are done."""
+        prefilled: list[Segment] = []
+        for segment, take in chunks:
             segment.context += take
             segment.remaining -= take
             self.outstanding_tokens -= take
             if segment.lost:
                 self.lost_tokens -= take
             if segment.remaining == 0:
-                result.prefilled.append(segment)
-        self._chunks = []
+                prefilled.append(segment)
+        return prefilled
 
     def preempt(self) -> list[Segment]:
         """Make the next token of every decode fit: between steps prompts that were begun lose their

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from dynaserve.sim.instance import Segment, SimInstance, nobody_cares
+from dynaserve.sim.instance import (
+    ONE_MORE_TOKEN,
+    Chunk,
+    Segment,
+    SimInstance,
+    nobody_cares,
+)
 from dynaserve.sim.record import RequestRecord
 from dynaserve.sim.traces import SimRequest
 from services.global_sched.admission import Admission
@@ -222,12 +228,7 @@ class Simulator:
     def _request_view(self, record: RequestRecord) -> RequestView:
         request = record.request
         max_tokens = max(self.settings.max_tokens, request.output_tokens) - record.emitted
-        prefix = request.prefix_id
-        cached = {
-            instance_id: min(held[prefix], request.prefix_tokens)
-            for instance_id, held in (self._prefixes.items() if prefix else ())
-            if prefix in held
-        }
+        cached = self._cached_tokens(request) if request.prefix_id else {}
         return RequestView(
             request.request_id,
             record.arrival_s,
@@ -239,6 +240,12 @@ class Simulator:
             request.traffic_class,
             cached,
         )
+
+    def _cached_tokens(self, request: SimRequest) -> dict[str, int]:
+        """By instance that holds the request's prefix."""
+        prefix, tokens = request.prefix_id, request.prefix_tokens
+        holding = [each for each in self._prefixes.items() if prefix in each[1]]
+        return {instance_id: min(held[prefix], tokens) for instance_id, held in holding}
 
     def pool_view(self) -> PoolView:
         """The pool as it is now; only instances that changed since the last look are seen anew."""
@@ -372,6 +379,8 @@ class Simulator:
         return 1e-3 * self.settings.model.prefill_ms * tokens + 2.0 * self.settings.slo_tbt_s
 
     def _hit(self, record: RequestRecord, instance: SimInstance, prompt: int) -> int:
+        if not record.request.prefix_id:
+            return 0
         held = self._prefixes[instance.instance_id].get(record.request.prefix_id, 0)
         hit = min(held, record.request.prefix_tokens, prompt - 1)
         if hit and not instance.can_hold(hit):
@@ -412,12 +421,12 @@ class Simulator:
             return
         result = instance.finish_step(self.now_s, duration_ms, self.settings.step_noise > 0.0)
         self.outcome.steps += 1
-        if result.chunks:
+        if result is not ONE_MORE_TOKEN:
             self._stream(instance, result.chunks)
             for segment in result.prefilled:
                 self._prefilled(instance, segment)
-        for segment in result.finished:
-            self._decoded(instance, segment)
+            for segment in result.finished:
+                self._decoded(instance, segment)
         if instance.lacks_room:
             for segment in instance.preempt():
                 self._preempted(instance, segment)
@@ -426,7 +435,7 @@ class Simulator:
         instance.sweep()
         self._kick(instance)
 
-    def _stream(self, alpha: SimInstance, chunks: list[tuple[Segment, int]]) -> None:
+    def _stream(self, alpha: SimInstance, chunks: Sequence[Chunk]) -> None:
         """Chunks of alphas start to move as soon as they are computed."""
         for segment, tokens in chunks:
             if segment.role == "alpha" and not segment.cancelled:

@@ -6,6 +6,7 @@ prior. A prediction never exceeds the request's max_tokens.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 
 from services.global_sched.policy.views import LengthQuantiles
@@ -13,7 +14,36 @@ from services.global_sched.policy.views import LengthQuantiles
 Kind = tuple[str, str]
 """Model and traffic class."""
 
-PRIOR_TOKENS = (32.0, 128.0, 512.0, 200.0)
+PRIOR = LengthQuantiles(32.0, 128.0, 512.0, 200.0)
+
+
+class _Lengths:
+    """The last ``window`` output lengths, in order of arrival and of size."""
+
+    __slots__ = ("_arrived", "_ordered", "_sum", "_window", "seen")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._arrived: deque[int] = deque()
+        self._ordered: list[int] = []
+        self._sum = 0
+        self.seen = 0
+
+    def add(self, tokens: int) -> None:
+        if len(self._arrived) == self._window:
+            oldest = self._arrived.popleft()
+            del self._ordered[bisect_left(self._ordered, oldest)]
+            self._sum -= oldest
+        self._arrived.append(tokens)
+        insort(self._ordered, tokens)
+        self._sum += tokens
+        self.seen += 1
+
+    def quantiles(self) -> LengthQuantiles:
+        ordered = self._ordered
+        last = len(ordered) - 1
+        p10, p50, p90 = (float(ordered[round(last * q)]) for q in (0.1, 0.5, 0.9))
+        return LengthQuantiles(p10, p50, p90, self._sum / len(ordered))
 
 
 class LengthPredictor:
@@ -29,27 +59,27 @@ class LengthPredictor:
         self._window = window
         self._refresh = refresh
         self._min_samples = min_samples
-        self._lengths: dict[Kind, deque[int]] = {}
-        self._seen: dict[Kind, int] = {}
+        self._lengths: dict[Kind, _Lengths] = {}
         self._quantiles: dict[Kind, LengthQuantiles] = {}
         self.error: dict[Kind, float] = {}
         self.over_p90: dict[Kind, float] = {}
 
     def predict(self, traffic_class: str, max_tokens: int, model: str = "") -> LengthQuantiles:
-        known = self._quantiles.get((model, traffic_class))
-        p10, p50, p90, mean = known if known else PRIOR_TOKENS
+        p10, p50, p90, mean = known = self._quantiles.get((model, traffic_class), PRIOR)
         most = float(max(max_tokens, 1))
+        if p90 <= most and mean <= most:
+            return known
         return LengthQuantiles(min(p10, most), min(p50, most), min(p90, most), min(mean, most))
 
     def observe(self, traffic_class: str, output_tokens: int, model: str = "") -> None:
         kind = (model, traffic_class)
         self._score(kind, output_tokens)
-        lengths = self._lengths.setdefault(kind, deque(maxlen=self._window))
-        lengths.append(output_tokens)
-        seen = self._seen.get(kind, 0) + 1
-        self._seen[kind] = seen
-        if seen >= self._min_samples and seen % self._refresh == 0:
-            self._quantiles[kind] = _quantiles(sorted(lengths))
+        lengths = self._lengths.get(kind)
+        if lengths is None:
+            lengths = self._lengths[kind] = _Lengths(self._window)
+        lengths.add(output_tokens)
+        if lengths.seen >= self._min_samples and lengths.seen % self._refresh == 0:
+            self._quantiles[kind] = lengths.quantiles()
 
     def _score(self, kind: Kind, output_tokens: int) -> None:
         known = self._quantiles.get(kind)
@@ -63,9 +93,3 @@ class LengthPredictor:
 def _follow(means: dict[Kind, float], kind: Kind, value: float, at_first: float) -> None:
     before = means.get(kind, at_first)
     means[kind] = before + 0.02 * (value - before)
-
-
-def _quantiles(ordered: list[int]) -> LengthQuantiles:
-    last = len(ordered) - 1
-    p10, p50, p90 = (float(ordered[round(last * q)]) for q in (0.1, 0.5, 0.9))
-    return LengthQuantiles(p10, p50, p90, sum(ordered) / len(ordered))

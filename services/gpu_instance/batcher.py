@@ -259,71 +259,76 @@ class Batcher:
 
     def plan(self, load: StepLoad) -> StepPlan:
         self.step_index += 1
-        if self.static_tokens is not None:
-            return StepPlan(max(self.static_tokens, load.num_decodes), math.inf)
-        settings = self.settings
         num_decodes, context_tokens, slack_ms, coming = load
+        if self.static_tokens is not None:
+            return StepPlan(max(self.static_tokens, num_decodes), math.inf)
         if num_decodes == 0:
             # Read twice below, and engines may give an iterator: it would be empty the second time.
-            load = load._replace(prompts=tuple(islice(load.prompts, MAX_PROMPTS_READ)))
-            return StepPlan(self._prefill_tokens(self._free_limit_ms(load), load), math.inf)
+            prompts = tuple(islice(coming, MAX_PROMPTS_READ))
+            tokens = self._prefill_tokens(self._free_limit_ms(prompts), load, prompts)
+            return StepPlan(tokens, math.inf)
         bound_ms = slack_ms * self.relief
         limit_ms = bound_ms / (1.0 + self._margin_of(num_decodes).value)
         if not coming:
             return StepPlan(num_decodes, limit_ms)
+        settings, least = self.settings, 0
         decode_ms = self.online.model.decode_step_ms(num_decodes, context_tokens)
         if self.step_index % (settings.lost_every if decode_ms > limit_ms else FORCED_EVERY) == 0:
-            prompts = tuple(islice(load.prompts, MAX_PROMPTS_READ))
-            load = load._replace(prompts=prompts)
+            coming = prompts = tuple(islice(coming, MAX_PROMPTS_READ))
             least = min(settings.min_prefill_tokens, prompts[0][0]) if prompts else 0
-        else:
-            least = 0
-        prefill, limit_ms = self._beside_decodes(bound_ms, load)
+        prefill, limit_ms = self._beside_decodes(bound_ms, load, coming)
         return StepPlan(num_decodes + max(prefill, least), limit_ms)
 
     def _margin_of(self, tokens: int) -> Margin:
         """Of steps with so many tokens."""
         return self.captured if tokens <= self.settings.graph_tokens else self.launched
 
-    def _beside_decodes(self, bound_ms: float, load: StepLoad) -> tuple[int, float]:
+    def _beside_decodes(
+        self, bound_ms: float, load: StepLoad, prompts: Iterable[tuple[int, int]]
+    ) -> tuple[int, float]:
         """Prefill tokens that end within ``bound_ms``, and the limit they were sized for."""
         settings = self.settings
         launched_ms = bound_ms / (1.0 + self.launched.value)
         room = settings.graph_tokens - load.num_decodes
         if room <= 0:
-            return self._prefill_tokens(launched_ms, load), launched_ms
+            return self._prefill_tokens(launched_ms, load, prompts), launched_ms
         captured_ms = bound_ms / (1.0 + self.captured.value)
-        coming, seen = iter(load.prompts), list[tuple[int, int]]()
-        within = load._replace(prompts=_noting(coming, seen))
-        prefill = self._prefill_tokens(captured_ms, within, room)
+        coming, seen = iter(prompts), list[tuple[int, int]]()
+        prefill = self._prefill_tokens(captured_ms, load, _noting(coming, seen), room)
         if prefill == room:  # only the graph was in the way
-            more = self._prefill_tokens(launched_ms, load._replace(prompts=chain(seen, coming)))
+            more = self._prefill_tokens(launched_ms, load, chain(seen, coming))
             if load.num_decodes + more >= settings.worth_launching * settings.graph_tokens:
                 return more, launched_ms
         return prefill, captured_ms
 
-    def _free_limit_ms(self, load: StepLoad) -> float:
+    def _free_limit_ms(self, prompts: Iterable[tuple[int, int]]) -> float:
         """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
-        model, longest_ms = self.online.model, self.settings.free_step_ms
+        model, settings = self.online.model, self.settings
+        longest_ms, share = settings.free_step_ms, settings.free_step_share
+        enough_ms = longest_ms / share
         first_ms = total_ms = 0.0
-        for tokens, context in load.prompts:
+        for tokens, context in prompts:
             total_ms += model.prompt_ms(tokens, context)
             first_ms = first_ms or total_ms
-            if total_ms > longest_ms / self.settings.free_step_share:
+            if total_ms > enough_ms:
                 break
-        wanted_ms = max(first_ms, self.settings.free_step_share * total_ms)
+        wanted_ms = max(first_ms, share * total_ms)
         return model.base_ms + 1e-6 + min(wanted_ms, longest_ms)
 
     def _prefill_tokens(
-        self, limit_ms: float, load: StepLoad, most_tokens: int | None = None
+        self,
+        limit_ms: float,
+        load: StepLoad,
+        prompts: Iterable[tuple[int, int]],
+        most_tokens: int | None = None,
     ) -> int:
-        """Tokens of the prompts, taken in order, that fit the limit beside the decodes.
+        """Tokens of the prompts, taken in order, that fit the limit beside the load's decodes.
 
         A prompt that would end in this step decodes in the next: where that step would be too long,
         its last token waits. Else every decode there would miss its SLO for one that came.
         """
         model, settings = self.online.model, self.settings
-        num_decodes, context_tokens, _, prompts = load
+        num_decodes, context_tokens, _, _ = load
         next_ms = model.decode_step_ms(num_decodes, context_tokens)
         room_ms = limit_ms - next_ms
         longest_ms = limit_ms * settings.decode_fill if num_decodes else math.inf

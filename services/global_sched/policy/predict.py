@@ -19,10 +19,12 @@ def pace_of(view: InstanceView, slo_tbt_s: float) -> Pace:
 
 
 def _work_out_pace(view: InstanceView, slo_tbt_s: float) -> Pace:
-    model = view.model
-    running_ms = model.decode_ms * view.num_decodes + model.context_ms * view.decode_context_tokens
+    base_ms, decode_ms, context_ms, prefill_ms, attend_ms = view.model
+    running_ms = decode_ms * view.num_decodes + context_ms * view.decode_context_tokens
+    per_token_ms = prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS
     kept_s = slo_tbt_s / (1.0 + view.step_margin)
-    return Pace(view, _prefill_tokens_per_ms(view, running_ms, kept_s), running_ms, kept_s)
+    tokens_per_ms = _prefill_tokens_per_ms(view, base_ms, running_ms, per_token_ms, kept_s)
+    return Pace(view, tokens_per_ms, running_ms, kept_s)
 
 
 def request_decode_ms(model: LatencyModel, request: RequestView) -> float:
@@ -31,20 +33,20 @@ def request_decode_ms(model: LatencyModel, request: RequestView) -> float:
     return model.decode_ms + model.context_ms * context
 
 
-def _prefill_tokens_per_ms(view: InstanceView, running_ms: float, kept_tbt_s: float) -> float:
+def _prefill_tokens_per_ms(
+    view: InstanceView, base_ms: float, running_ms: float, per_token_ms: float, kept_tbt_s: float
+) -> float:
     """Prefill speed: whole steps when nothing decodes, else what decodes leave of the steps the
     batcher plans."""
-    model = view.model
-    per_token = model.prefill_ms + model.attend_ms * TYPICAL_CONTEXT_TOKENS
     if view.static_tokens is not None:
         tokens = float(max(view.static_tokens - view.num_decodes, 1))
-        return tokens / (model.base_ms + running_ms + per_token * tokens)
+        return tokens / (base_ms + running_ms + per_token_ms * tokens)
     if view.num_decodes == 0:
-        tokens = min(view.max_num_batched_tokens, (FREE_STEP_MS - model.base_ms) / per_token)
-        return tokens / (model.base_ms + per_token * tokens)
+        tokens = min(view.max_num_batched_tokens, (FREE_STEP_MS - base_ms) / per_token_ms)
+        return tokens / (base_ms + per_token_ms * tokens)
     step_ms = 1e3 * kept_tbt_s
-    room = step_ms - model.base_ms - running_ms
-    return max(room / per_token / step_ms, MIN_TOKENS_PER_MS)
+    room = step_ms - base_ms - running_ms
+    return max(room / per_token_ms / step_ms, MIN_TOKENS_PER_MS)
 
 
 def typical_tokens(model: LatencyModel, tokens: int, context: int) -> float:
@@ -53,7 +55,8 @@ def typical_tokens(model: LatencyModel, tokens: int, context: int) -> float:
     Prefill speeds are stated for it; a prompt of 24,000 tokens takes half as long again.
     """
     _, _, _, prefill_ms, attend_ms = model
-    return model.prompt_ms(tokens, context) / (prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS)
+    per_token_ms = prefill_ms + attend_ms * (context + 0.5 * tokens)
+    return tokens * per_token_ms / (prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS)
 
 
 def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:

@@ -118,7 +118,6 @@ class Pace:
     ) -> None:
         """``tokens_per_ms``: prefill speed. ``running_decode_ms``: marginal step time of what
         decodes here now. ``kept_tbt_s``: the TBT SLO less what its batcher keeps as a margin."""
-        model = view.model
         self.instance_id = view.instance_id
         self.num_decodes = view.num_decodes
         self.decode_context_tokens = view.decode_context_tokens
@@ -127,28 +126,28 @@ class Pace:
         self.kept_tbt_ms = 1e3 * kept_tbt_s
         """The longest step with decodes that is planned: one that takes longer is in time."""
         self.running_decode_ms = running_decode_ms
-        self.base_ms, self.each_decode_ms, self.context_ms = model[:3]
-        self.wait_ms = view.outstanding_prefill_tokens / tokens_per_ms
+        base_ms, each_ms, context_ms, _, _ = view.model
+        self.base_ms, self.each_decode_ms, self.context_ms = base_ms, each_ms, context_ms
+        outstanding, inbound = view.outstanding_prefill_tokens, view.inbound_prefill_tokens
+        wait_ms = self.wait_ms = outstanding / tokens_per_ms
         """Until the prompts that are here are done."""
-        self.inbound_ms = view.inbound_prefill_tokens / tokens_per_ms
+        inbound_ms = self.inbound_ms = inbound / tokens_per_ms
         """Time to compute the parts of prompts that will come here from elsewhere."""
-        self.all_wait_ms = self.wait_ms + self.inbound_ms
+        self.all_wait_ms = wait_ms + inbound_ms
         """Until everything placed here is done, what is inbound included."""
-        self.decode_ms = (
+        decode_ms = self.decode_ms = (
             running_decode_ms
-            + self.each_decode_ms * view.pending_decodes
-            + self.context_ms * view.pending_decode_context_tokens
+            + each_ms * view.pending_decodes
+            + context_ms * view.pending_decode_context_tokens
         )
         """Marginal step time of what decodes or will decode here."""
-        self.pending_decode_ms = self.decode_ms - running_decode_ms
+        self.pending_decode_ms = decode_ms - running_decode_ms
         """The part of it that does not decode yet."""
-        self.step_ms = self.base_ms + self.decode_ms
+        self.step_ms = base_ms + decode_ms
         """A step without prefill."""
-        self.rank = (-self.decode_ms, self.wait_ms)
+        self.rank = (-decode_ms, wait_ms)
         """Smallest first: who decodes most already."""
-        self.kv_free_tokens = (
-            view.kv_free_tokens - view.outstanding_prefill_tokens - view.inbound_prefill_tokens
-        )
+        self.kv_free_tokens = view.kv_free_tokens - outstanding - inbound
         """Free KV less what placed prompts will take."""
         self.kv_capacity_tokens = view.kv_capacity_tokens
 
