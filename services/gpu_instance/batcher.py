@@ -107,6 +107,8 @@ class StepPlan(NamedTuple):
     token_budget: int
     limit_ms: float
     """The time the step was sized for (``math.inf`` in static mode and without decodes)."""
+    slack_ms: float = math.inf
+    """The time it may take (the same)."""
 
 
 class PromptView(NamedTuple):
@@ -206,7 +208,7 @@ class Batcher:
 
     Three corrections act together: the latency model follows the measured steps; a margin is the
     upper quantile of what error remains in full steps, apart for captured and for launched ones;
-    and a step over its limit shrinks the following ones at once, an effect that wears off step by
+    and a step over its slack shrinks the following ones at once, an effect that wears off step by
     step.
     """
 
@@ -270,14 +272,14 @@ class Batcher:
         bound_ms = slack_ms * self.relief
         limit_ms = bound_ms / (1.0 + self._margin_of(num_decodes).value)
         if not coming:
-            return StepPlan(num_decodes, limit_ms)
+            return StepPlan(num_decodes, limit_ms, slack_ms)
         settings, least = self.settings, 0
         decode_ms = self.online.model.decode_step_ms(num_decodes, context_tokens)
         if self.step_index % (settings.lost_every if decode_ms > limit_ms else FORCED_EVERY) == 0:
             coming = prompts = tuple(islice(coming, MAX_PROMPTS_READ))
             least = min(settings.min_prefill_tokens, prompts[0][0]) if prompts else 0
         prefill, limit_ms = self._beside_decodes(bound_ms, load, coming)
-        return StepPlan(num_decodes + max(prefill, least), limit_ms)
+        return StepPlan(num_decodes + max(prefill, least), limit_ms, slack_ms)
 
     def _margin_of(self, tokens: int) -> Margin:
         """Of steps with so many tokens."""
@@ -368,7 +370,9 @@ class Batcher:
         if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:
             margin.learn(error)
             self._kept = margin
-        limit_ms = plan.limit_ms * (1.0 + margin.value)
+        # The slack and not what relief left of it: small steps are the least exact, and would be
+        # reason enough for the next ones to be small. What the margin has just learned it covers.
+        limit_ms = max(plan.limit_ms * (1.0 + margin.value), plan.slack_ms)
         if measured_ms > limit_ms > 0.0:
             shrunk = self.relief * limit_ms / measured_ms
             self.relief = max(self.settings.spike_floor, shrunk)

@@ -147,6 +147,19 @@ def test_a_spike_shrinks_the_next_budget_at_once_and_it_recovers() -> None:
     assert batcher.plan(load).token_budget > 0.9 * before.token_budget
 
 
+def test_small_steps_that_are_slower_than_said_but_in_time_make_the_next_no_smaller() -> None:
+    batcher, load = exact(), StepLoad(4, 4000, 50.0, [(20_000, 0)])
+    spike = batcher.plan(load)
+    batcher.observe(spike, StepShape(4, 4000, 900, 405_000.0), 500.0)
+    assert batcher.relief == batcher.settings.spike_floor
+    for _ in range(100):
+        plan = batcher.plan(load)
+        tokens = plan.token_budget - load.num_decodes
+        shape = StepShape(4, 4000, tokens, 0.5 * tokens * tokens)
+        batcher.observe(plan, shape, min(batcher.model.step_ms(shape) + 20.0, 50.0))
+    assert batcher.relief > 0.95
+
+
 def test_the_margin_covers_the_errors_of_full_steps_and_of_no_others() -> None:
     batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
     small = StepShape(1, 1000, 0, 0.0)
