@@ -126,6 +126,7 @@ class Simulator:
         self._by_id = {instance.instance_id: instance for instance in self.instances}
         self._events: list[Event] = []
         self._ids = count()
+        self._is_noisy = settings.step_noise > 0.0
         self._noise = random.Random(settings.seed + 1)
         self._link_free_s: dict[tuple[str, str], float] = {}
         self._inbound: dict[str, list[tuple[SimInstance, Segment, Segment]]] = {}
@@ -403,15 +404,15 @@ class Simulator:
 
     def _kick(self, instance: SimInstance) -> None:
         """Start a step if it can, after an event that concerned the instance."""
-        self._touch(instance)
+        self._stale[instance] = None
         if instance.busy or not instance.alive:
             return
-        duration_ms = instance.start_step(self.now_s)
+        duration_ms = instance.start_step(self.now_s) if instance.has_work else None
         if duration_ms is None:
             for alpha, done, beta_segment in self._inbound.pop(instance.instance_id, ()):
                 self._keep(alpha, done, beta_segment)
             return
-        if self.settings.step_noise:
+        if self._is_noisy:
             duration_ms *= self._noise.lognormvariate(0.0, self.settings.step_noise)
         end_s = self.now_s + 1e-3 * duration_ms
         self._push(end_s, partial(self._end_step, instance, duration_ms))
@@ -419,7 +420,7 @@ class Simulator:
     def _end_step(self, instance: SimInstance, duration_ms: float) -> None:
         if not instance.alive:
             return
-        result = instance.finish_step(self.now_s, duration_ms, self.settings.step_noise > 0.0)
+        result = instance.finish_step(self.now_s, duration_ms, self._is_noisy)
         self.outcome.steps += 1
         if result is not ONE_MORE_TOKEN:
             self._stream(instance, result.chunks)
@@ -430,7 +431,7 @@ class Simulator:
         if instance.lacks_room:
             for segment in instance.preempt():
                 self._preempted(instance, segment)
-        if instance.instance_id in self._inbound:
+        if self._inbound and instance.instance_id in self._inbound:
             self._retry_inbound(instance)
         instance.sweep()
         self._kick(instance)

@@ -40,8 +40,8 @@ def decode_holders(turn: Turn, settings: TargetSettings) -> list[int]:
     everyone = range(len(paces))
     if wanted == len(paces):
         return list(everyone)
-    ranks = [pace.rank for pace in paces]
-    return sorted(sorted(everyone, key=ranks.__getitem__)[:wanted])
+    ranked = sorted([(*pace.rank, index) for index, pace in enumerate(paces)])
+    return sorted([index for _, _, index in ranked[:wanted]])
 
 
 def _target(turn: Turn, settings: TargetSettings) -> int:
@@ -53,8 +53,7 @@ def _target(turn: Turn, settings: TargetSettings) -> int:
         return len(paces)
     lifetime_ms = max(mean, 1.0) * kept_ms
     decode_ms = first.own_decode_ms(turn.context) + _coming_decode_ms(turn, lifetime_ms)
-    contexts = turn.prompt + mean
-    contexts += sum([pace.decode_context_tokens for pace in paces])
+    contexts = turn.prompt + mean + sum([pace.decode_context_tokens for pace in paces])
     kv_tokens = settings.kv_fill * first.kv_capacity_tokens
     needed = max(decode_ms / room_ms, contexts / kv_tokens)
     overflow = min(settings.overflow, 1e3 * turn.request.slo_ttft_s / lifetime_ms) / len(paces)

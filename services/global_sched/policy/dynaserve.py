@@ -53,10 +53,11 @@ class DynaServe:
         if not pool.instances:
             raise NoInstance
         survey = Survey(request, pool, self.settings)
-        uncut, cut = survey.best_uncut(), survey.best_cut()
+        uncut = survey.best_uncut()
+        cut = survey.best_cut(uncut[5])
         control = self._is_control(request.request_id)
         is_cut, reason = False, "uncut is cheapest"
-        if cut is not None and cut[5] < uncut[5]:
+        if cut is not None:
             is_cut, reason = self._judge_cut(cut, uncut, survey, control)
         chosen = cut if is_cut and cut is not None else uncut
         alpha_id, beta_id, position = chosen[:3]

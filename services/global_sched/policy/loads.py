@@ -49,11 +49,12 @@ class Turn:
             else [max(prompt, 1)] * len(paces)
         )
         """Prompt tokens of this request each would have to compute."""
+        work = self._work()
         self.prefill_ms = [
             pace.prefill_ms(tokens, horizon_ms)
             if pace.inbound_ms
             else pace.wait_ms + tokens / pace.tokens_per_ms
-            for pace, tokens in zip(paces, self._work(), strict=True)
+            for pace, tokens in zip(paces, work, strict=True)
         ]
         """Until the whole prompt would be done there."""
         self.share_hurt_by_one_gap = _share_hurt_by_one_gap(request)
@@ -83,10 +84,22 @@ def _share_hurt_by_one_gap(request: RequestView) -> float:
 class Alpha:
     """An instance that would compute a request's beginning."""
 
-    __slots__ = ("arrives_s", "cached", "index", "last_sent", "pace", "turn", "whole_sent")
+    __slots__ = (
+        "arrives_s",
+        "cached",
+        "index",
+        "last_sent",
+        "pace",
+        "tokens_per_ms",
+        "turn",
+        "wait_ms",
+        "whole_sent",
+    )
 
     def __init__(self, turn: Turn, index: int) -> None:
-        self.turn, self.index, self.pace = turn, index, turn.paces[index]
+        pace = self.pace = turn.paces[index]
+        self.turn, self.index = turn, index
+        self.wait_ms, self.tokens_per_ms = pace.wait_ms, pace.tokens_per_ms
         self.cached = turn.prompt - turn.uncached[index]
         """Prompt tokens it need not compute."""
         sent = self.last_sent = self._send(turn.prompt - 1)
@@ -117,6 +130,7 @@ class Beta:
     """A decode holder that would go on with a request. Seconds, unless the name says otherwise."""
 
     __slots__ = (
+        "all_wait_ms",
         "burden_s",
         "index",
         "late_step_s",
@@ -131,7 +145,7 @@ class Beta:
 
     def __init__(self, turn: Turn, index: int) -> None:
         pace = self.pace = turn.paces[index]
-        self.index = index
+        self.index, self.all_wait_ms = index, pace.all_wait_ms
         own_ms = self.own_ms = pace.own_decode_ms(turn.context)
         """Marginal step time of this request."""
         step_s = self.step_s = 1e-3 * (pace.step_ms + own_ms)

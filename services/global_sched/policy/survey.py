@@ -120,33 +120,31 @@ class Survey:
                     best, at = each, index
         return best
 
-    def best_cut(self) -> Weighed | None:
-        """The first of the cheapest of `cuts`.
+    def best_cut(self, below_s: float = math.inf) -> Weighed | None:
+        """The first of the cheapest of `cuts`, if it costs less than ``below_s``.
 
         At the last token of the prompt a cut costs a sum of terms of either end, which are worked
-        out once per end; behind it, at least what beta's gap and decode load cost.
+        out once per end; behind it, at least what beta's gap and decode load cost. Most pairs have
+        no other cuts, and hardly any gets past these two bounds.
         """
         if len(self.turn.paces) == 1:
             return None
-        prompt, last = self.turn.prompt, self.turn.prompt - 1
         alphas, betas = self.ends()
-        best, least_s = None, math.inf
+        best, least_s = None, below_s
         for alpha in alphas:
-            arrives_s = alpha.arrives_s
+            index, arrives_s = alpha.index, alpha.arrives_s
             for beta in betas:
-                if alpha.index == beta.index:
+                last_s = arrives_s + beta.tail_s + beta.burden_s
+                if (
+                    last_s >= least_s
+                    and beta.whole_burden_s >= least_s
+                    and not _inside(alpha, beta)
+                ):
                     continue
-                for cut in _cut_points(alpha, beta):
-                    if cut == last:
-                        bound_s = arrives_s + beta.tail_s + beta.burden_s
-                    elif cut >= prompt:
-                        bound_s = beta.whole_burden_s
-                    else:
-                        bound_s = 0.0
-                    if bound_s < least_s:
-                        each = self._cut(alpha, beta, cut)
-                        if each[5] < least_s:
-                            best, least_s = each, each[5]
+                for cut in _cut_points(alpha, beta) if beta.index != index else ():
+                    each = self._cut(alpha, beta, cut)
+                    if each[5] < least_s:
+                        best, least_s = each, each[5]
         return best
 
     # ---- costs ---------------------------------------------------------------------------
@@ -236,17 +234,26 @@ class Survey:
         return beta
 
 
+def _inside(alpha: Alpha, beta: Beta) -> int:
+    """The cut inside the prompt where alpha's part arrives as beta's queue is done; 0: none."""
+    ahead_ms = beta.all_wait_ms - alpha.wait_ms
+    if ahead_ms <= 0.0:
+        return 0
+    turn, cached = alpha.turn, alpha.cached
+    cut = (cached + int(ahead_ms * alpha.tokens_per_ms)) // BLOCK_TOKENS * BLOCK_TOKENS
+    if cut <= cached or cut <= 1 or cut >= turn.prompt - 1 or cut > turn.last_cut:
+        return 0
+    return cut
+
+
 def _cut_points(alpha: Alpha, beta: Beta) -> list[int]:
     """Cuts worth weighing for this pair, each legal."""
     turn = alpha.turn
     prompt, last = turn.prompt, turn.last_cut
     points = [prompt - 1] if 1 < prompt <= last + 1 else []
-    ahead_ms = beta.pace.all_wait_ms - alpha.pace.wait_ms
-    if ahead_ms > 0.0:
-        arrives_together = int(ahead_ms * alpha.pace.tokens_per_ms)
-        inside = (alpha.cached + arrives_together) // BLOCK_TOKENS * BLOCK_TOKENS
-        if max(alpha.cached, 1) < inside < prompt - 1 and inside <= last:
-            points.append(inside)
+    between = _inside(alpha, beta)
+    if between:
+        points.append(between)
     if 1 <= prompt <= last:
         points.append(prompt)
     if beta.pace.kv_free_tokens < prompt:
@@ -262,4 +269,4 @@ def _tail_done_s(arrives_s: float, tail: int, cut: int, beta: Beta, turn: Turn) 
         return arrives_s + beta.tail_s
     pace, model = beta.pace, turn.pool.instances[beta.index].model
     own_s = 1e-3 * typical_tokens(model, tail, cut) / pace.tokens_per_ms
-    return max(arrives_s + 0.5 * beta.met_step_s, 1e-3 * pace.all_wait_ms) + own_s
+    return max(arrives_s + 0.5 * beta.met_step_s, 1e-3 * beta.all_wait_ms) + own_s
