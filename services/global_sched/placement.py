@@ -18,7 +18,6 @@ from services.global_sched.policy.views import (
     RequestView,
     SplitPolicy,
     Weighed,
-    cost_of,
     prediction_of,
 )
 from shared.errors import HandoffError, InvalidRequest, NoInstance
@@ -268,7 +267,7 @@ def carry_out(
         disaggregated=_told(decision.disaggregated),
         chosen=_told(_predicted(decision)),
         unforced=_told_candidate(decision.unforced) if decision.unforced else None,
-        candidates=_cheapest(decision.weighed, max_candidates),
+        candidates=[_told_candidate(e) for e in decision.alternatives.cheapest(max_candidates)],
         decision_s=decision_s,
     )
     if decision.cut is None or decision.beta_id is None or coordinator_id is None:
@@ -362,8 +361,3 @@ def _predicted(decision: Decision) -> Prediction | None:
         return decision.chosen
     done = (decision.alpha_id, decision.beta_id, decision.cut)
     return next((prediction_of(each) for each in decision.weighed if each[:3] == done), None)
-
-
-def _cheapest(weighed: Iterable[Weighed], count: int) -> list[place_schema.Candidate]:
-    chosen = sorted(weighed, key=cost_of)[:count]
-    return [_told_candidate(each) for each in chosen]

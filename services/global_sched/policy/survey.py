@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
 from dataclasses import dataclass, field
 
 from services.global_sched.policy.decode_target import TargetSettings, decode_holders
@@ -50,7 +51,7 @@ class Survey:
     in ``weighed``.
     """
 
-    __slots__ = ("_ends", "holders", "settings", "turn")
+    __slots__ = ("_cuts", "_ends", "holders", "settings", "turn")
 
     def __init__(self, request: RequestView, pool: PoolView, settings: CostSettings) -> None:
         """``pool`` must not be empty."""
@@ -59,6 +60,7 @@ class Survey:
         self.holders = decode_holders(turn, settings.target)
         """Indices of the instances that should decode, in ascending order."""
         self._ends: tuple[list[Alpha], list[Beta]] | None = None
+        self._cuts: list[Weighed] | None = None
 
     @property
     def all_hold(self) -> bool:
@@ -89,36 +91,56 @@ class Survey:
 
     def cuts(self) -> list[Weighed]:
         """The promising cuts of the most promising pairs."""
-        alphas, betas = self.ends()
-        return [
-            self._cut(alpha, beta, cut)
-            for alpha in alphas
-            for beta in betas
-            if alpha.index != beta.index
-            for cut in _cut_points(alpha, beta)
-        ]
+        if self._cuts is None:
+            alphas, betas = self.ends()
+            self._cuts = [
+                self._cut(alpha, beta, cut)
+                for alpha in alphas
+                for beta in betas
+                if alpha.index != beta.index
+                for cut in _cut_points(alpha, beta)
+            ]
+        return self._cuts
 
     # ---- the cheapest --------------------------------------------------------------------
 
     def best_uncut(self) -> Weighed:
-        """The first of the cheapest of `uncut`: holders are weighed, of the others those whose
-        TTFT with the base cost of new short steps does not exceed the best cost."""
-        turn, holders = self.turn, self.holders
-        best, at = self._whole(holders[0], True), holders[0]
-        for index in holders[1:]:
-            each = self._whole(index, True)
-            if each[5] < best[5]:
-                best, at = each, index
+        """The first of the cheapest of `uncut`."""
+        return min(self._uncut_among(1, []), key=cost_of)
+
+    def cheapest(self, count: int) -> list[Weighed]:
+        """So many of `weighed`, the cheapest first."""
+        cuts = self.cuts()
+        uncut = self._uncut_among(count, sorted([each[5] for each in cuts]))
+        return sorted([*uncut, *cuts], key=cost_of)[:count]
+
+    def _uncut_among(self, count: int, costs_s: list[float]) -> list[Weighed]:
+        """Those of `uncut` that may be among the ``count`` cheapest together with others that cost
+        ``costs_s``, in ascending order; costs of those returned are added there.
+
+        By the least that each may cost, until that is more than so many are known to cost.
+        """
+        least_s, holders = self._least_s(), self.holders
+        found: list[tuple[int, Weighed]] = []
+        for index in sorted(range(len(least_s)), key=least_s.__getitem__):
+            if count <= len(costs_s) and (count == 0 or least_s[index] > costs_s[count - 1]):
+                break
+            each = self._whole(index, index in holders)
+            insort(costs_s, each[5])
+            found.append((index, each))
+        return [each for _, each in sorted(found)]
+
+    def _least_s(self) -> list[float]:
+        """Of each instance a part of what the request costs whole there."""
+        turn, settings, holders = self.turn, self.settings, self.holders
+        spread, convert, mean = 1e-3 * settings.spread_weight, settings.convert_weight, turn.mean
         if self.all_hold:
-            return best
-        convert, mean = self.settings.convert_weight, turn.mean
-        for index, pace in enumerate(turn.paces):
-            least_s = 1e-3 * turn.prefill_ms[index] + convert * (1e-3 * pace.base_ms * mean)
-            if least_s <= best[5] and index not in holders:
-                each = self._whole(index, False)
-                if (each[5], index) < (best[5], at):
-                    best, at = each, index
-        return best
+            added = [spread * pace.decode_ms for pace in turn.paces]
+        else:
+            added = [convert * (1e-3 * pace.base_ms * mean) for pace in turn.paces]
+            for index in holders:
+                added[index] = spread * turn.paces[index].decode_ms
+        return [1e-3 * ms + more for ms, more in zip(turn.prefill_ms, added, strict=True)]
 
     def best_cut(self, below_s: float = math.inf) -> Weighed | None:
         """The first of the cheapest of `cuts`, if it costs less than ``below_s``.

@@ -229,6 +229,9 @@ class Alternatives(Protocol):
     def decode_holders(self) -> tuple[str, ...]:
         """Who should decode, in the order of names."""
 
+    def cheapest(self, count: int) -> list[Weighed]:
+        """So many of ``weighed``, the cheapest first."""
+
 
 class Listed(NamedTuple):
     """`Alternatives` that are known."""
@@ -236,6 +239,9 @@ class Listed(NamedTuple):
     weighed: tuple[Weighed, ...]
     disaggregated: Prediction | None = None
     decode_holders: tuple[str, ...] = ()
+
+    def cheapest(self, count: int) -> list[Weighed]:
+        return sorted(self.weighed, key=cost_of)[:count]
 
 
 @snapshot

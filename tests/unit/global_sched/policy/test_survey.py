@@ -76,6 +76,8 @@ def test_the_cheapest_is_the_first_of_the_cheapest_in_the_whole_list(
     uncut, cut = survey.best_uncut(), survey.best_cut()
     below_uncut = survey.best_cut(uncut[5])
     assert uncut == min(survey.uncut(), key=cost_of)
+    for count in (0, 1, 3, 8, 100):
+        assert survey.cheapest(count) == sorted(survey.weighed, key=cost_of)[:count]
     assert cut == min(survey.cuts(), key=cost_of, default=None)
     assert below_uncut == (cut if cut is not None and cut[5] < uncut[5] else None)
     assert all(each[5] >= 0.0 for each in survey.weighed)
