@@ -3,10 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.integration.otlp_collector import Collector
 
 pytest_plugins = ["dynaserve.testing"]
+
+# No example has a time limit: on a busy host that would be a test of the host.
+_profile = settings.get_current_profile_name()
+settings.register_profile(_profile, settings.get_profile(_profile), deadline=None)
 
 
 @pytest.fixture(scope="session")
