@@ -9,10 +9,11 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     yields: it has the whole SLO again, and so has one whose first token is not there yet. Use
     ``math.inf`` when nothing decodes.
 2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
-    their deadline at the speed that the decodes leave them (``prompt_speed``), earliest deadline
-    first, but those with hardly anything left before all others; then the lost ones, oldest first.
-    Where decodes fill the steps all are lost but those ends, and go by age. When ``lost_turn``
-    is true the oldest lost prompt, it alone, goes before all others, so none starves (``in_turn``).
+    their deadline at the speed that the decodes leave them (``prompt_speed``; without decodes about
+    as much), earliest deadline first, but those with hardly anything left before all others; then
+    the lost ones, oldest first. Where decodes fill the steps all are lost but those ends, and go
+    by age. When ``lost_turn`` is true the oldest lost prompt, it alone, goes before all others, so
+    none starves (``in_turn``).
 3.  ``plan(StepLoad(...))`` gives ``token_budget``: decodes plus prefill tokens of this step.
     ``StepLoad.prompts`` yields (tokens to compute, tokens already computed) in that order and is
     read only as far as the step can reach. Decodes go first and always fit; the rest goes to the
@@ -80,6 +81,9 @@ class BatcherSettings:
     """Longest step in which nothing decodes: long enough to spread the step's base cost."""
     free_step_share: float = 0.3
     """Without decodes a step takes this share of the waiting prompts, at least the first one."""
+    free_judged_share: float = 0.3
+    """Without decodes a prompt is judged late by this share of the speed, about what decodes would
+    leave it. Where not all can be in time the long ones then yield early, and more are."""
     lost_every: int = 16
     """One step in so many may lead with a prompt whose deadline is already lost."""
     spike_floor: float = 0.4
@@ -134,13 +138,14 @@ def prompt_speed(
     limit_ms: float,
     most_tokens: int,
     least_tokens: float,
+    free_share: float,
 ) -> PromptSpeed:
-    """Speed in steps of up to ``limit_ms`` and ``most_tokens``, decodes first; the whole speed of
-    the instance without decodes. ``least_tokens``: what prompts get of a step that decodes fill.
+    """Speed in steps of up to ``limit_ms`` and ``most_tokens``, decodes first; ``free_share`` of
+    the whole without decodes. ``least_tokens``: what prompts get of a step that decodes fill.
     """
     full = 1e3 / max(model.prefill_ms, 1e-6)
     if num_decodes == 0:
-        return PromptSpeed(full)
+        return PromptSpeed(free_share * full)
     decode_ms = model.decode_step_ms(num_decodes, decode_context_tokens)
     fits = model.prefill_tokens_in(limit_ms - decode_ms, TYPICAL_CONTEXT_TOKENS)
     tokens = min(fits, max(most_tokens - num_decodes, 0))
@@ -255,8 +260,9 @@ class Batcher:
         most = self.static_tokens or self.settings.max_num_batched_tokens
         limit_ms = tbt_ms / (1.0 + self.margin) if self.static_tokens is None else math.inf
         least = self.settings.min_prefill_tokens / FORCED_EVERY
+        free = self.settings.free_judged_share
         return prompt_speed(
-            self.online.model, num_decodes, decode_context_tokens, limit_ms, most, least
+            self.online.model, num_decodes, decode_context_tokens, limit_ms, most, least, free
         )
 
     def plan(self, load: StepLoad) -> StepPlan:

@@ -233,9 +233,24 @@ def test_a_prompt_is_lost_when_its_step_ends_too_late() -> None:
 
 def test_a_prompt_is_judged_by_the_speed_that_the_decodes_leave_it() -> None:
     prompt, batcher = PromptView(0.0, 1.0, 5000), exact()
-    assert not is_lost(prompt, 0.5, batcher.prompt_speed(0, 0, math.inf))
     assert not is_lost(prompt, 0.5, batcher.prompt_speed(10, 10_000, 100.0))
     assert is_lost(prompt, 0.5, batcher.prompt_speed(300, 300_000, 40.0))
+
+
+def test_without_decodes_the_long_prompts_yield_as_early_as_beside_them() -> None:
+    batcher = exact()
+    speed, whole = batcher.prompt_speed(0, 0, math.inf), 1e3 / MODEL.prefill_ms
+    assert speed.tokens_per_s == pytest.approx(batcher.settings.free_judged_share * whole)
+    short, long = PromptView(0.0, 1.0, 500), PromptView(0.0, 1.0, 5000)
+    assert not is_lost(short, 0.5, speed)
+    assert is_lost(long, 0.5, speed)
+    assert not is_lost(long, 0.5, PromptSpeed(whole))
+
+
+def test_a_prompt_in_reach_of_the_default_objective_is_not_late_as_it_arrives() -> None:
+    speed = exact().prompt_speed(0, 0, math.inf)
+    for tokens in (17, 8192, 65_536):
+        assert not is_lost(PromptView(0.0, 1.0 + 2e-4 * tokens, tokens), 0.0, speed)
 
 
 @given(st.integers(0, 600), st.integers(0, 3000), st.floats(1.0, 60_000.0))
