@@ -76,11 +76,19 @@ def test_the_oldest_lost_prompt_progresses_whatever_decodes_and_whoever_comes(
 def test_a_prompt_that_the_decodes_leave_no_time_for_yields_before_it_is_begun() -> None:
     beside, alone = instance_with(150, 1000), instance_with(0)
     for instance in (beside, alone):
-        arrive(instance, segment("long", 8000, 0.6))
+        arrive(instance, segment("long", 4000, 0.6))
         arrive(instance, segment("short", 100, 0.7))
     assert next(iter(step(beside, 0.0))) == "short"
     assert (beside.num_lost, alone.num_lost) == (1, 0)
     assert next(iter(step(alone, 0.0))) == "long"
+
+
+def test_without_decodes_a_long_prompt_yields_while_it_could_still_be_in_time_alone() -> None:
+    instance = instance_with(0)
+    arrive(instance, segment("long", 8000, 0.6))
+    arrive(instance, segment("short", 100, 0.7))
+    assert list(step(instance, 0.0)) == ["short", "long"]
+    assert instance.num_lost == 1
 
 
 def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
