@@ -172,6 +172,8 @@ def table(arguments: Namespace) -> None:
     lines += ["", NOTES, "", *ceilings(everything)]
     if arguments.shared_queue:
         lines += ["", *shared_queue(json.loads(arguments.shared_queue.read_text()))]
+    if arguments.fluid:
+        lines += ["", *fluid([json.loads(path.read_text()) for path in arguments.fluid], everything)]
     arguments.out.write_text("\n".join(lines) + "\n")
 
 
@@ -218,6 +220,33 @@ def shared_queue(body: dict[str, Any]) -> list[str]:
         cells = [str(one["instances"]), one["load"], f"{one['slo_tbt_ms']:.0f}", *figures]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def fluid(bodies: list[dict[str, Any]], everything: list[dict[str, Any]]) -> list[str]:
+    """Table of `fluid.py`."""
+    lines = [
+        "If work flowed at 25 ms (`benchmarks/simulation/fluid.py`: one queue of prompts that all",
+        "instances serve at once, nothing spent on those that are late), with decodes that stay",
+        "where they started, spread or on the fullest instance with room for them, or that move:",
+        "",
+        "| inst. | load | slo | spread | slo / spread | dynaserve | fullest | dynaserve / fullest "
+        "| moving | 1.15 slo / fullest |",
+        "|---" * 10 + "|",
+    ]
+    for body in bodies:
+        ideal = body["capacity_rps"]
+        for one in everything:
+            load, capacity = one["load"], one["capacity_rps"]
+            here = (body["instances"], body["slo_tbt_ms"])
+            if (one["instances"], one["slo_tbt_ms"]) != here or load not in ideal["moving"]:
+                continue
+            slo, ours = capacity["slo"], capacity[OURS]
+            spread, fullest = ideal["spread"][load], ideal["fullest"][load]
+            figures = [slo, spread, slo / spread, ours, fullest, ours / fullest]
+            figures += [ideal["moving"][load], 1.15 * slo / fullest]
+            cells = [str(body["instances"]), load, *(f"{value:.2f}" for value in figures)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", FLUID_NOTES]
 
 
 NOTES = """`bound` is the rate at which the clairvoyant least GPU time of *all* requests fills
@@ -292,6 +321,7 @@ def main() -> None:
     tables = verbs.add_parser("table")
     tables.add_argument("files", type=Path, nargs="+")
     tables.add_argument("--shared-queue", type=Path)
+    tables.add_argument("--fluid", type=Path, nargs="*")
     tables.add_argument("--out", type=Path, required=True)
     tables.set_defaults(act=table)
     arguments = parser.parse_args()
