@@ -173,7 +173,10 @@ def table(arguments: Namespace) -> None:
     if arguments.shared_queue:
         lines += ["", *shared_queue(json.loads(arguments.shared_queue.read_text()))]
     if arguments.fluid:
-        lines += ["", *fluid([json.loads(path.read_text()) for path in arguments.fluid], everything)]
+        lines += [
+            "",
+            *fluid([json.loads(path.read_text()) for path in arguments.fluid], everything),
+        ]
     arguments.out.write_text("\n".join(lines) + "\n")
 
 
@@ -249,8 +252,8 @@ def fluid(bodies: list[dict[str, Any]], everything: list[dict[str, Any]]) -> lis
     return [*lines, "", FLUID_NOTES]
 
 
-NOTES = """`bound` is the rate at which the clairvoyant least GPU time of *all* requests fills
-the pool. A capacity may exceed it: one request in ten may miss its SLO, the SLO batcher lets those
+NOTES = """`bound` is the rate at which the clairvoyant least GPU time of *all* requests fills the
+pool. A capacity may exceed it: one request in ten may miss its SLO, the SLO batcher lets those
 yield, and outputs of thousands of tokens (reasoning, up to 1.2 of the bound) end after the run's
 arrivals do, so those cells compare policies but overstate a sustained rate. `disagg` runs the
 engine's own batching, `disagg slo` the SLO batcher.
@@ -262,18 +265,24 @@ a few per cent of capacity at 50 ms on some loads, lose as much on code with two
 always cost TTFT below capacity (a prompt that ends on a holder waits for its step); that was
 measured before late prompts were judged as they are now.
 
-A prompt is late when the speed that the decodes leave it is too low. Judged by the instance's whole
-speed, as before, prompts were begun that could not make it and given up half computed. The change
-gave the SLO batcher 1 to 5 % of capacity at 50 and 100 ms, and at 25 ms 2 to 9 % colocated but -1
-to 4 % with `dynaserve` (reasoning: nothing anywhere), whose prompts run beside decodes on the
-holders alone. So its lead at 25 ms is smaller than it was: on conversations 1.12 and 1.14, once
-1.18. TTFT below capacity is the same at the same rate; the rates compared rose with capacity.
+A prompt is late when the speed that the decodes leave it is too low. On an instance without decodes
+it is judged by 0.3 of the speed, about what decodes would leave: where not all can be in time the
+long ones yield, and early, wherever they are. Judged by the whole speed there, as before, those
+that missed with `dynaserve` were less long, and most were computed while others waited: of
+22.9 conversations a second on two instances the late ones had 1,588 prompt tokens, all had 1,150
+(now 2,086 of 23.9; colocated 2,496 of 20.4), and 35 % of them ended after the arrivals did (now 70
+%; colocated 72 %). Colocated pools at 25 ms, whose instances nearly always decode, were judged so
+already: the change gave them -1 to 3 % of capacity, `dynaserve` 2 to 16 % and `disagg slo` up to 31
+% (reasoning: nothing). TTFT at the same rate below capacity is the same.
 
-At 25 ms it gathers. The hybrid gains less than its parts: decodes that were spread while reasoning
-arrived stay where they started for half a minute, and each instance they sit on pays the base cost
-of short steps meanwhile. Without reasoning it gains about as much as conversations do. If decodes
-moved at no cost (`benchmarks/simulation/fluid.py`) the hybrid would reach 15.5 requests/s on two
-instances and 63.3 on eight.
+At 25 ms `dynaserve` gathers. The hybrid gains less than its parts: reasoning's decodes stay where
+they started for half a minute. On two instances they fill the holder when summarisation comes, of
+which then half misses; near capacity a few of them sit on the other instance too, which pays the
+base cost of short steps for three decodes (at 14.4 requests/s for 29 % of the time, at 14.1 for 2
+%). Tried without gain: holders filled one after the other rather than evenly, the more so the
+longer the output; more decodes that wait before one more instance holds some. Planning holders to
+0.97 rather than 0.93 gives up to 4 % of capacity on eight instances, and costs 5 to 10 % of P99
+TTFT below it.
 
 P99 TTFT at 70 % is lower with `dynaserve` at 25 ms (on reasoning with two instances equal) since
 ends of prompts lead: the last token of a prompt cut before it once waited on its holder for whole
@@ -281,9 +290,14 @@ prompts with earlier deadlines, 300 ms and more behind the control group's. That
 that would be cut but are not, waits for a holder; it is 1 % of them, or P99 would be its alone.
 
 Late ends of prompts lead too. When they yielded to all in time, their contexts filled the holders'
-KV until decodes were preempted: at 24.5 conversations a second, 7 % over capacity, two instances
-met 56 % of the SLOs, now 83 %. Runs of a minute do not get that far, so on conv with eight
-instances this cost 1 % of capacity: the requests that are late anyway decode sooner."""
+KV until decodes were preempted: at 24.5 conversations a second, then 7 % over capacity, two
+instances met 56 % of the SLOs, with that change 83 %."""
+
+FLUID_NOTES = """This bounds nothing: it drops whoever is late, while engines let long prompts
+yield, which is worth most on code. On the hybrid with two instances a lead of 1.15 over `slo`
+would take 0.98 of the ideal whose decodes stay; `dynaserve` is at 0.94 of it. To know when each
+decode will end ("soonest empty" in the files) gains that ideal nothing, to move decodes 5 % (9 %
+on eight instances)."""
 
 
 def row(one: dict[str, Any]) -> str:
