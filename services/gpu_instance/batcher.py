@@ -81,7 +81,7 @@ class BatcherSettings:
     """Longest step in which nothing decodes: long enough to spread the step's base cost."""
     free_step_share: float = 0.3
     """Without decodes a step takes this share of the waiting prompts, at least the first one."""
-    free_judged_share: float = 0.3
+    free_judged_share: float = 0.35
     """Without decodes a prompt is judged late by this share of the speed, about what decodes would
     leave it. Where not all can be in time the long ones then yield early, and more are."""
     lost_every: int = 16
