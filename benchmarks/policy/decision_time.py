@@ -1,14 +1,18 @@
-"""Time of one decision of the scheduler, and of one plan of the batcher, on one core.
+"""Time of one decision of the scheduler, and of one plan of the batcher, on one core; and decisions
+of as many replicas at once as there are cores.
 
 python benchmarks/policy/decision_time.py [FILE.json]
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+from collections.abc import Callable
+from multiprocessing import get_context
 
-from benchmarks.policy.timing import show, timed
+from benchmarks.policy.timing import Times, clocked, show, timed, told
 from services.global_sched.policy import POLICIES, dynaserve
 from services.global_sched.policy.views import (
     InstanceView,
@@ -21,6 +25,8 @@ from shared.latency_model import LatencyProfile, StepShape
 
 MODEL = LatencyProfile.load().model
 DRAW = random.Random(0)
+REPLICA_DECISIONS = 50_000
+"""Some seconds of each, so that they run at the same time."""
 
 
 def pool(instances: int) -> PoolView:
@@ -47,20 +53,39 @@ def request(number: int) -> RequestView:
     return RequestView(f"r{number}", 0.0, DRAW.randint(10, 8000), 4096, length, 1.5, 0.025)
 
 
+def decider(name: str, instances: int) -> Callable[[int], object]:
+    """Decides on the requests of a stream, each against one of some pools; warm."""
+    policy, views = POLICIES[name](), [pool(instances) for _ in range(20)]
+    asked = [request(number) for number in range(500)]
+
+    def place(number: int) -> object:
+        return policy.place(asked[number % 500], views[number % 20])
+
+    for number in range(50):
+        place(number)
+    return place
+
+
 def decisions() -> dict[str, dict[str, float]]:
-    found = {}
-    for name, make in POLICIES.items():
-        for instances in (2, 8, 64):
-            policy, views = make(), [pool(instances) for _ in range(20)]
-            asked = [request(number) for number in range(500)]
+    return {
+        f"{name}, {instances} instances": timed(decider(name, instances), 2000)
+        for name in POLICIES
+        for instances in (2, 8, 64)
+    }
 
-            def place(i: int, policy=policy, views=views, asked=asked) -> object:  # type: ignore[no-untyped-def]
-                return policy.place(asked[i % 500], views[i % 20])
 
-            for number in range(50):
-                place(number)
-            found[f"{name}, {instances} instances"] = timed(place, 2000)
-    return found
+def one_replica(instances: int) -> Times:
+    return clocked(decider("dynaserve", instances), REPLICA_DECISIONS)
+
+
+def replicas(number: int, instances: int = 64) -> dict[str, float]:
+    """So many processes at once."""
+    with get_context("fork").Pool(number) as processes:
+        each = processes.map(one_replica, [instances] * number, chunksize=1)
+    return told(Times.joined(each)) | {
+        "replicas": number,
+        "decisions_per_s": round(sum(len(times.wall) / float(times.wall.sum()) for times in each)),
+    }
 
 
 def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
@@ -89,6 +114,7 @@ def main() -> None:
         "command": " ".join(sys.argv),
         "compiled": not dynaserve.__file__.endswith(".py"),
         "decision": decisions(),
+        "replicas, dynaserve, 64 instances": replicas(len(os.sched_getaffinity(0))),
         "batcher step, 256 running, 64 waiting": batcher_step(),
     }
     show(body)

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from random import Random
 
-import numpy as np
-
 from benchmarks.policy.timing import Times, clocked, show, timed, told
 from services.global_sched.actor import SchedulerActor
 from services.global_sched.policy import dynaserve
@@ -146,8 +144,7 @@ def replicas(number: int, prompt_tokens: int) -> dict[str, float]:
     with get_context("fork").Pool(number) as pool:
         work = [("dynaserve", prompt_tokens, SLO_TBT_S["cut"])] * number
         each = pool.starmap(one_replica, work, chunksize=1)
-    every = Times(np.concatenate([t.wall for t in each]), np.concatenate([t.cpu for t in each]))
-    return told(every) | {
+    return told(Times.joined(each)) | {
         "replicas": number,
         "placements_per_s": round(sum(PLACEMENTS / float(t.wall.sum()) for t in each)),
         "placements_per_s_of_cpu": round(sum(PLACEMENTS / float(t.cpu.sum()) for t in each)),

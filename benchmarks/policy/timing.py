@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,13 @@ class Times(NamedTuple):
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Times]) -> Times:
+        return cls(
+            np.concatenate([part.wall for part in parts]),
+            np.concatenate([part.cpu for part in parts]),
+        )
 
 
 def clocked(
