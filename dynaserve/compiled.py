@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dynaserve", "infra", "services", "shared")
 STAMP = "sources.sha256"
 FLAG = "--compiled"
+COMPILE_TIMEOUT_S = 900.0
 
 
 class NotCompiled(DynaServeError):
@@ -48,7 +49,16 @@ def compiled_copy(root: Path = ROOT) -> Path:
         if not script.is_file():
             raise NotCompiled("only a checkout of the sources can be compiled")
         environment = os.environ | {"PYTHON": sys.executable}
-        made = subprocess.run([script], env=environment, capture_output=True, text=True)
+        try:
+            made = subprocess.run(
+                [script],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as late:
+            raise NotCompiled(f"scripts/compile took over {COMPILE_TIMEOUT_S:.0f} s") from late
         if made.returncode != 0:
             said = (made.stdout + made.stderr)[-2000:]
             raise NotCompiled(f"scripts/compile failed:\n{said}")

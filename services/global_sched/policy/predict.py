@@ -55,8 +55,7 @@ def typical_tokens(model: LatencyModel, tokens: int, context: int) -> float:
     Prefill speeds are stated for it; a prompt of 24,000 tokens takes half as long again.
     """
     _, _, _, prefill_ms, attend_ms = model
-    per_token_ms = prefill_ms + attend_ms * (context + 0.5 * tokens)
-    return tokens * per_token_ms / (prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS)
+    return model.prompt_ms(tokens, context) / (prefill_ms + attend_ms * TYPICAL_CONTEXT_TOKENS)
 
 
 def handoff_s(view: InstanceView, tokens: int, pool: PoolView) -> float:
