@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from services.global_sched.actor import SchedulerActor
+from services.global_sched.policy.views import InstanceView
 from services.global_sched.settings import SchedulerSettings
 from shared.schemas.place import PLACE_REPLY, Place, Plan
 from shared.schemas.segment import ControlReply, ResetPrefixCache
@@ -33,6 +34,19 @@ class Pool:
             for scheduler in self.schedulers:
                 while scheduler.prefixes.cached_tokens(place.request) != known:
                     await asyncio.sleep(0.01)
+
+    async def until_idle(self) -> None:
+        """Every replica has been told that no instance has anything left to do."""
+        async with asyncio.timeout(5):
+            for scheduler in self.schedulers:
+                while not all(
+                    map(_is_idle, scheduler.pool.view(0.0, scheduler.pool.ready()).instances)
+                ):
+                    await asyncio.sleep(0.01)
+
+
+def _is_idle(view: InstanceView) -> bool:
+    return not (view.num_decodes or view.pending_decodes or view.outstanding_prefill_tokens)
 
 
 @contextlib.asynccontextmanager
@@ -63,6 +77,7 @@ async def test_a_second_request_with_the_same_long_beginning_goes_to_who_holds_i
         assert (await p.place(first)).alpha_id == other
         await p.stage.until_ended(2)
         await p.until_known(first, {other: PROMPT - PROMPT % 64})
+        await p.until_idle()
         plans = [await p.place(question(f"n{n}", prompt=PROMPT + 20)) for n in range(2)]
         assert {plan.scheduler_id for plan in plans} == {"s0", "s1"}
         assert {plan.alpha_id for plan in plans} == {other}
