@@ -18,7 +18,7 @@ from shared.errors import DynaServeError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dynaserve", "infra", "services", "shared")
 STAMP = "sources.sha256"
-FLAG = "--compiled"
+FLAG, INTERPRETED = "--compiled", "--interpreted"
 COMPILE_TIMEOUT_S = 900.0
 
 
@@ -40,6 +40,11 @@ def is_current(root: Path = ROOT) -> bool:
     """Whether the copy was made of the sources as they are now."""
     stamp = root / "build" / "compiled" / STAMP
     return stamp.is_file() and stamp.read_text().strip() == sources_hash(root)
+
+
+def is_wanted(asked: bool | None, root: Path = ROOT) -> bool:
+    """Whether to go on in the copy; who did not ask gets it where that takes no compiling."""
+    return is_current(root) if asked is None else asked
 
 
 def compiled_copy(root: Path = ROOT) -> Path:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dynaserve.compiled import FLAG, go_on_compiled
+from dynaserve.compiled import FLAG, INTERPRETED, go_on_compiled, is_wanted
 from dynaserve.sim.bound import bound_rps, equal_work_shares
 from dynaserve.sim.capacity import (
     Arrivals,
@@ -74,16 +74,17 @@ def simulate(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
     plot_out: Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")] = None,
     compiled: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            FLAG,
+            f"{FLAG}/{INTERPRETED}",
             help="In machine code: the same figures in less than half the time. "
-            "Compiles for a minute or two when the sources have changed; needs a checkout and gcc.",
+            "Compiles for a minute or two when the sources have changed; needs a checkout and gcc. "
+            "Default: in machine code where it was compiled from these sources before.",
         ),
-    ] = False,
+    ] = None,
 ) -> None:
     """Simulate a pool on a trace: goodput at a rate, its capacity, or the instances it takes."""
-    if compiled:
+    if is_wanted(compiled):
         go_on_compiled(sys.argv[1:])
     _check(policy, batcher, instances, rate, capacity)
     model = LatencyProfile.load(profile).model

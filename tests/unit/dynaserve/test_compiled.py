@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from dynaserve.compiled import NotCompiled, command_in, compiled_copy, is_current, sources_hash
+from dynaserve.compiled import (
+    NotCompiled,
+    command_in,
+    compiled_copy,
+    is_current,
+    is_wanted,
+    sources_hash,
+)
 
 MAIN = "import sys; print('{where}', *sys.argv[1:])\n"
 COMPILE = """#!/bin/sh
@@ -47,6 +54,12 @@ def test_the_copy_is_made_once_and_again_after_a_change(checkout: Path) -> None:
     assert not is_current(checkout)
     compiled_copy(checkout)
     assert is_current(checkout) and times_made(checkout) == 2
+
+
+def test_who_does_not_ask_gets_the_copy_that_is_there(checkout: Path) -> None:
+    assert is_wanted(True, checkout) and not is_wanted(None, checkout)
+    compiled_copy(checkout)
+    assert is_wanted(None, checkout) and not is_wanted(False, checkout)
 
 
 def test_a_file_that_moves_changes_the_hash(checkout: Path) -> None:
