@@ -65,6 +65,18 @@ class Gauge:
                 yield Observation(value, attributes)
 
 
+class SignedHistogram:
+    """Errors of either sign. The SDK's histograms drop what is negative, with a warning each time:
+    the size is recorded, and the label ``sign`` (positive, negative) says which way it was."""
+
+    def __init__(self, sizes: Histogram) -> None:
+        self._sizes = sizes
+
+    def record(self, value: float, attributes: Attributes | None = None) -> None:
+        sign = "negative" if value < 0.0 else "positive"
+        self._sizes.record(abs(value), {**(attributes or {}), "sign": sign})
+
+
 class BoundedNames:
     """The first ``most`` names that are asked for keep their own; the rest are ``other``."""
 
@@ -124,6 +136,13 @@ def histogram(name: str, description: str, buckets: list[float], unit: str = "s"
         description=description,
         explicit_bucket_boundaries_advisory=buckets,
     )
+
+
+def signed_histogram(
+    name: str, description: str, buckets: list[float], unit: str = "s"
+) -> SignedHistogram:
+    """A histogram of values of either sign; ``buckets`` are bounds of their size."""
+    return SignedHistogram(histogram(name, f"{description}: size, by sign", buckets, unit))
 
 
 def _annotated(unit: str) -> str:

@@ -195,6 +195,17 @@ def quantile(q: float, histogram: str, by: str = "", labels: str = POOL) -> str:
     return f"histogram_quantile({q}, sum by ({groups}) ({rate(histogram + '_bucket', labels)}))"
 
 
+def signed_quantile(q: float, histogram: str, by: str = "") -> tuple[Line, Line]:
+    """The q-quantile of a signed histogram's positive values, and of its negative ones below 0."""
+    name = f"{{{{{by}}}}} " if by else ""
+    above = quantile(q, histogram, by, f'{POOL}, sign="positive"')
+    below = quantile(q, histogram, by, f'{POOL}, sign="negative"')
+    at = f"P{100 * q:.0f}"
+    return Line(above, f"{name}{at} of those above"), Line(
+        f"-{below}", f"{name}{at} of those below"
+    )
+
+
 def mean(histogram: str, by: str, labels: str = POOL) -> str:
     """Mean of what a histogram recorded, per ``by`` labels."""
     total, count = rate(f"{histogram}_sum", labels), rate(f"{histogram}_count", labels)

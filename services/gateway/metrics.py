@@ -9,7 +9,16 @@ from services.gateway.phases import ttft_phases
 from shared.cuts import reason_code, region
 from shared.schemas.events import RequestRecord
 from shared.schemas.request import Slo
-from shared.telemetry import Attributes, BoundedNames, Gauge, counter, gauge, histogram, up_down
+from shared.telemetry import (
+    Attributes,
+    BoundedNames,
+    Gauge,
+    counter,
+    gauge,
+    histogram,
+    signed_histogram,
+    up_down,
+)
 
 # Bucket bounds of the semantic conventions.
 _TTFT_S = [
@@ -19,8 +28,8 @@ _TTFT_S = [
 _TOKEN_S = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
 _REQUEST_S = [0.01 * 2**n for n in range(14)]
 _PLACE_S = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0]
-_ERROR_S = [-5.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0]
-_ERROR_TOKENS = [-1024.0, -256.0, -64.0, -16.0, -4.0, 0.0, 4.0, 16.0, 64.0, 256.0, 1024.0]
+_ERROR_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+_ERROR_TOKENS = [0.0, 4.0, 16.0, 64.0, 256.0, 1024.0]
 _WAIT_S = [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0]
 
 in_flight = up_down("dynaserve_gateway_requests_in_flight", "requests not yet over", "request")
@@ -46,10 +55,10 @@ _groups = counter(
 )
 _refusals = counter("dynaserve_refused_requests", "requests refused, by reason", "request")
 _wait = histogram("dynaserve_refused_wait_seconds", "wait predicted to the refused", _WAIT_S)
-_ttft_error = histogram(
+_ttft_error = signed_histogram(
     "dynaserve_ttft_prediction_error_seconds", "real less predicted TTFT", _ERROR_S
 )
-_length_error = histogram(
+_length_error = signed_histogram(
     "dynaserve_output_length_error_tokens",
     "real less predicted output length",
     _ERROR_TOKENS,

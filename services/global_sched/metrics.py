@@ -2,11 +2,18 @@
 
 from shared.cuts import reason_code, region
 from shared.schemas.place import Plan
-from shared.telemetry import BoundedNames, counter, gauge, histogram, watched_counter
+from shared.telemetry import (
+    BoundedNames,
+    counter,
+    gauge,
+    histogram,
+    signed_histogram,
+    watched_counter,
+)
 
 _WAIT_S = [0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
 _DECISION_S = [5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2]
-_ERROR_TOKENS = [-8192.0, -1024.0, -256.0, -64.0, 0.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0]
+_ERROR_TOKENS = [0.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0]
 
 dropped = counter("dynaserve_placements_dropped", "questions not answered", "placement")
 decision = histogram("dynaserve_placement_decision_seconds", "time the policy took", _DECISION_S)
@@ -30,7 +37,7 @@ guard_score = gauge(
 guard_samples = gauge(
     "dynaserve_guard_requests", "requests the guard's scores are made from", "request"
 )
-shadow_error = histogram(
+shadow_error = signed_histogram(
     "dynaserve_shadow_load_error_tokens",
     "prompt tokens believed on an instance less those it reports with our placements",
     _ERROR_TOKENS,
@@ -41,10 +48,10 @@ shadow_tokens = gauge("dynaserve_shadow_load_tokens", "prompt tokens of these", 
 shadow_lost = watched_counter(
     "dynaserve_shadow_lost_placements", "placements no telemetry ever showed", "placement"
 )
-prefix_error = histogram(
+prefix_error = signed_histogram(
     "dynaserve_prefix_cached_error_tokens",
     "prompt tokens believed cached less those the engine found",
-    [-8192.0, -1024.0, -128.0, -64.0, 0.0, 64.0, 128.0, 1024.0, 8192.0],
+    [0.0, 64.0, 128.0, 1024.0, 8192.0],
     unit="token",
 )
 prefix_chunks = gauge(

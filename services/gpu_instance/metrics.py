@@ -7,10 +7,18 @@ from functools import partial
 
 from services.gpu_instance.engine.seam import EngineLoad
 from shared.actor import Actor
-from shared.telemetry import Gauge, counter, gauge, histogram, up_down, watched_counter
+from shared.telemetry import (
+    Gauge,
+    counter,
+    gauge,
+    histogram,
+    signed_histogram,
+    up_down,
+    watched_counter,
+)
 
 _STEP_S = [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0]
-_ERROR_S = [-0.1, -0.05, -0.02, -0.01, -0.005, -0.002, 0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
+_ERROR_S = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
 _RATIO = [0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0]
 _FREE_S = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 
@@ -24,7 +32,7 @@ _cancel_to_free = histogram(
     "dynaserve_cancel_to_free_seconds", "a cancel's arrival to blocks being free", _FREE_S
 )
 _step = histogram("dynaserve_step_seconds", "engine steps, sampled 20 times a second", _STEP_S)
-_step_error = histogram(
+_step_error = signed_histogram(
     "dynaserve_step_prediction_error_seconds", "real less predicted step time", _ERROR_S
 )
 _step_slo = histogram(

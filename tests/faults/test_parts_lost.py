@@ -11,6 +11,7 @@ from openai.types import Completion
 
 from dynaserve.accounts import until_balanced
 from dynaserve.local_pool.background import BackgroundPool
+from dynaserve.testing import wait_until_whole
 from shared.bus import Delivery
 from shared.schemas.tokens import GATEWAY, TokenFrame
 from tests.integration.pool_client import MODEL, PROMPT, UNCUT, Watcher, cut_at
@@ -19,6 +20,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.faults, pytest.mark.timeout(300)]
 
 P = len(PROMPT)
 MAX_TOKENS = 300
+KILLS = 3
+"""Attempts: on a busy host a stream may be read so late that its request has ended by then."""
 
 
 async def ask(
@@ -79,18 +82,22 @@ async def test_an_instance_killed_in_mid_stream_is_not_noticed_in_the_output(
 ) -> None:
     extra = UNCUT if cut is None else cut_at(cut)
     expected = await collect(await ask(openai, UNCUT, temperature=temperature))
-    request_id = uuid.uuid4().hex
-    stream = await ask(openai, extra, request_id, temperature)
-    got: list[int] = []
-    killed = None
-    async for ids in token_ids(stream):
-        got += ids
-        if len(got) >= 8 and killed is None:
-            killed = source.instance_id
-            engine_pool.kill(killed)
-    assert killed
-    assert got == expected
-    (record,) = await watcher.records(request_id)
+    for _attempt in range(KILLS):
+        request_id = uuid.uuid4().hex
+        stream = await ask(openai, extra, request_id, temperature)
+        got: list[int] = []
+        killed = None
+        async for ids in token_ids(stream):
+            got += ids
+            if len(got) >= 8 and killed is None:
+                killed = source.instance_id
+                engine_pool.kill(killed)
+        assert killed
+        assert got == expected
+        (record,) = await watcher.records(request_id)
+        if record["epochs"] > 1:
+            break
+        await asyncio.to_thread(wait_until_whole, engine_pool)
     assert record["epochs"] == 2
     assert record["plan"]["alpha_id"] != killed
 

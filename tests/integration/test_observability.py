@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 CUTTING_S, LOAD_S = 4.0, 8.0
+POSITIVE, NEGATIVE = 'sign="positive"', 'sign="negative"'
 DATA_WITHIN_S = 30.0
 MAX_SERIES = 200
 UNITS = frozenset(
@@ -41,7 +42,7 @@ UNITS = frozenset(
 )
 LABELS = frozenset(
     "le actor code ended group how instance_id kind mode model objective outcome phase policy "
-    "quantile queue reason region role side slo slo_class state stream transport".split()
+    "quantile queue reason region role side sign slo slo_class state stream transport".split()
 )
 
 
@@ -101,9 +102,23 @@ def test_every_part_is_scraped(prometheus: Prometheus, pool: BackgroundPool) -> 
 
 
 def test_every_panel_of_every_board_shows_data(prometheus: Prometheus) -> None:
-    wanted = {expr: where for where, expr in queries()}
+    wanted = {of_either_sign(expr): where for where, expr in queries()}
     assert len(wanted) > 60
     assert until_data(prometheus, wanted) == {}
+
+
+@pytest.mark.parametrize("sign", [POSITIVE, NEGATIVE])
+def test_errors_of_both_signs_are_shown(prometheus: Prometheus, sign: str) -> None:
+    lines = [expr for _, expr in queries() if sign in expr]
+    assert until_data(prometheus, {" or ".join(lines): sign}) == {}
+
+
+def of_either_sign(expr: str) -> str:
+    """A line for errors of one sign or its twin for the other: there may be none of one."""
+    if POSITIVE not in expr and NEGATIVE not in expr:
+        return expr
+    above = expr.replace(NEGATIVE, POSITIVE).removeprefix("-")
+    return f"{above} or -{above.replace(POSITIVE, NEGATIVE)}"
 
 
 def test_every_rule_has_data_to_judge(prometheus: Prometheus) -> None:

@@ -2,7 +2,17 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from infra.grafana.panels import POOL, Line, graph, new_board, quantile, rate, rows, share
+from infra.grafana.panels import (
+    POOL,
+    Line,
+    graph,
+    new_board,
+    quantile,
+    rate,
+    rows,
+    share,
+    signed_quantile,
+)
 
 
 def _by_part(metric: str) -> Line:
@@ -80,13 +90,7 @@ def board() -> Dashboard:
                 "Step time, real less predicted",
                 "How far the latency model is off; the policy and the batcher rely on it.",
                 "s",
-                Line(
-                    quantile(0.05, "dynaserve_step_prediction_error_seconds", "part"), "{{part}} P5"
-                ),
-                Line(
-                    quantile(0.95, "dynaserve_step_prediction_error_seconds", "part"),
-                    "{{part}} P95",
-                ),
+                *signed_quantile(0.95, "dynaserve_step_prediction_error_seconds", "part"),
                 signed=True,
             )
         )

@@ -2,7 +2,16 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from infra.grafana.panels import POOL, Line, graph, new_board, quantile, rate, share
+from infra.grafana.panels import (
+    POOL,
+    Line,
+    graph,
+    new_board,
+    quantile,
+    rate,
+    share,
+    signed_quantile,
+)
 
 
 def board() -> Dashboard:
@@ -76,23 +85,20 @@ def board() -> Dashboard:
         .with_row(Row("Predictions"))
         .with_panel(
             graph(
-                "Time to first token, real less predicted, P90",
+                "Time to first token, real less predicted",
                 "By where the request was cut. Above 0: later than predicted.",
                 "s",
-                Line(
-                    quantile(0.9, "dynaserve_ttft_prediction_error_seconds", "region"), "{{region}}"
-                ),
+                *signed_quantile(0.9, "dynaserve_ttft_prediction_error_seconds", "region"),
                 signed=True,
             )
         )
         .with_panel(
             graph(
                 "Output length, real less predicted",
-                "Tokens; the median shall be near 0.",
+                "Tokens; above 0: longer than predicted.",
                 "short",
-                Line(quantile(0.1, "dynaserve_output_length_error_tokens"), "P10"),
-                Line(quantile(0.5, "dynaserve_output_length_error_tokens"), "P50"),
-                Line(quantile(0.9, "dynaserve_output_length_error_tokens"), "P90"),
+                *signed_quantile(0.5, "dynaserve_output_length_error_tokens"),
+                *signed_quantile(0.9, "dynaserve_output_length_error_tokens"),
                 signed=True,
             )
         )
@@ -134,8 +140,7 @@ def board() -> Dashboard:
                 "Load believed less load reported",
                 "Prompt tokens on an instance; near 0 when bookkeeping is right.",
                 "short",
-                Line(quantile(0.05, "dynaserve_shadow_load_error_tokens"), "P5"),
-                Line(quantile(0.95, "dynaserve_shadow_load_error_tokens"), "P95"),
+                *signed_quantile(0.95, "dynaserve_shadow_load_error_tokens"),
                 signed=True,
             )
         )

@@ -2,9 +2,20 @@
 
 import pytest
 from opentelemetry.metrics import CallbackOptions
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 
 from shared.bus_metrics import LagMeter
-from shared.telemetry import BoundedNames, Gauge, Tally, counter, gauge, histogram, up_down
+from shared.telemetry import (
+    BoundedNames,
+    Gauge,
+    SignedHistogram,
+    Tally,
+    counter,
+    gauge,
+    histogram,
+    up_down,
+)
 
 NOW = CallbackOptions()
 
@@ -23,6 +34,25 @@ def test_a_tally_keeps_a_sum_per_labels_and_shows_zeros() -> None:
     tally.add(2, {"side": "alpha"})
     tally.add(3, {"side": "alpha"})
     assert values(tally) == {(): 0, (("side", "alpha"),): 5}
+
+
+def test_a_signed_histogram_keeps_errors_of_either_sign(caplog: pytest.LogCaptureFixture) -> None:
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader]).get_meter("test")
+    errors = SignedHistogram(meter.create_histogram("error"))
+    errors.record(-2.0, {"part": "a"})
+    errors.record(-1.0, {"part": "a"})
+    errors.record(0.5, {"part": "a"})
+    data = reader.get_metrics_data()
+    assert data is not None
+    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    found = {
+        (point.attributes["part"], point.attributes["sign"]): (point.count, point.sum)
+        for point in metric.data.data_points
+        if isinstance(point, HistogramDataPoint) and point.attributes
+    }
+    assert found == {("a", "negative"): (2, 3.0), ("a", "positive"): (1, 0.5)}
+    assert not caplog.records
 
 
 def test_a_gauge_shows_what_is_watched_until_it_is_let_go() -> None:
