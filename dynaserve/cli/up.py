@@ -15,31 +15,27 @@ console = Console()
 
 
 def up(arguments: Sequence[str]) -> None:
-    """Serve until Ctrl-C or SIGTERM; exits with status 1 when the pool cannot go on."""
+    """Serve until Ctrl-C or SIGTERM; exits with status 1 when the pool does not start."""
     settings = read_settings(arguments)
     try:
-        failure = asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings))
     except DynaServeError as error:
         raise SystemExit(f"dynaserve up: {error}") from error
-    if failure is not None:
-        raise SystemExit(f"dynaserve up: {failure}")
 
 
-async def _serve(settings: PoolSettings) -> str | None:
+async def _serve(settings: PoolSettings) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopped.set)
-    pool = LocalPool(settings)
+    pool = LocalPool(settings, tell=console.print)
     started_s = time.monotonic()
     console.print(f"Starting; logs in {pool.log_folder}")
     try:
         starting = asyncio.create_task(pool.start())
-        if not await _first(starting, stopped):
-            return None
-        console.print(_welcome(pool, time.monotonic() - started_s), soft_wrap=True)
-        serving = asyncio.create_task(pool.wait())
-        return serving.result() if await _first(serving, stopped) else None
+        if await _first(starting, stopped):
+            console.print(_welcome(pool, time.monotonic() - started_s), soft_wrap=True)
+            await stopped.wait()
     finally:
         console.print("Stopping.")
         await pool.stop()

@@ -58,7 +58,7 @@ class BackgroundPool:
         return self._pool.children[name].log_tail()
 
     def kill(self, name: str) -> None:
-        """SIGKILL to a part; the pool starts it again about a second later."""
+        """SIGKILL to a part; the pool starts it again soon, see `restarts`."""
         self._pool.children[name].kill()
         self.killed_at_s[name] = time.time()
 

@@ -1,7 +1,9 @@
 """The pool as a whole: start everything, wait until a request can be placed, end everything."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,15 +15,15 @@ from dynaserve.local_pool.children import Child
 from dynaserve.local_pool.hardware import look
 from dynaserve.local_pool.observed import free_port, observed, targets, write_targets
 from dynaserve.local_pool.plan import plan_parts
+from dynaserve.local_pool.restarts import Restarts
 from dynaserve.local_pool.settings import PoolSettings
 from infra.nats.server import EmbeddedNats
 from shared.errors import EngineFailed
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.1
 STOP_S = 15.0
-RESTART_AFTER_S = 1.0
-MAX_QUICK_ENDS = 3
-QUICK_S = 30.0
 
 
 class PoolDidNotStart(EngineFailed):
@@ -31,11 +33,16 @@ class PoolDidNotStart(EngineFailed):
 class LocalPool:
     """Owns every process of a pool. Use it as an async context manager.
 
-    A part that ends by itself is started again, unless it keeps ending within seconds.
+    Once the pool serves, a part that ends by itself is started again, and ``tell`` hears of it.
     """
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        tell: Callable[[str], None] = logger.warning,
+    ) -> None:
         self.settings = settings
+        self._tell = tell
         self.children: dict[str, Child] = {}
         self.targets_file: Path | None = None
         self._nats: EmbeddedNats | None = None
@@ -76,11 +83,6 @@ class LocalPool:
             self._watches.append(asyncio.create_task(self._watch(child), name=part.name))
         await self._until_ready()
 
-    async def wait(self) -> str:
-        """Which part ended for good, and why; never returns while the pool serves."""
-        assert self._failed is not None
-        return await asyncio.shield(self._failed)
-
     async def stop(self) -> None:
         """End all parts, in an order in which running requests can finish; bounded."""
         for watch in self._watches:
@@ -112,20 +114,20 @@ class LocalPool:
         await self.stop()
 
     async def _watch(self, child: Child) -> None:
-        """Start a part again when it ends; give up when it keeps ending at once."""
+        """Start a part again whenever it ends; before the pool is ready that is a failure."""
         assert self._failed is not None
-        quick_ends = 0
+        restarts = Restarts()
         while True:
             started_s = time.monotonic()
             status = await child.wait()
-            quick_ends = quick_ends + 1 if time.monotonic() - started_s < QUICK_S else 0
-            if quick_ends >= MAX_QUICK_ENDS or not self._ready:
+            ended = f"{child.part.name} ended with status {status}"
+            if not self._ready:
                 if not self._failed.done():
-                    self._failed.set_result(
-                        f"{child.part.name} ended with status {status}:\n{child.log_tail()}"
-                    )
+                    self._failed.set_result(f"{ended}:\n{child.log_tail()}")
                 return
-            await asyncio.sleep(RESTART_AFTER_S)
+            wait_s = restarts.after_s(time.monotonic() - started_s)
+            self._tell(f"{ended}; it is started again in {wait_s:.0f} s, see {child.log_path}")
+            await asyncio.sleep(wait_s)
             await child.start()
 
     _ready = False
