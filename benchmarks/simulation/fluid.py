@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     model = LatencyProfile.load().model
     settings = SimSettings(model, given.instances, slo_tbt_s=1e-3 * given.slo_tbt_ms)
-    every = loads(given.traces, settings)
+    every = loads(given.traces, model)
     found = {
         placement: {
             name: round(capacity(scenario("dynaserve", name, every[name], settings), placement), 2)

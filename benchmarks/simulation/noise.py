@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     settings = SimSettings(LatencyProfile.load().model)
-    every = loads(given.traces, settings)
+    every = loads(given.traces, settings.model)
     body: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.simulation.noise", *sys.argv[1:]]),
         "cells": [

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     model = LatencyProfile.load().model
-    every = loads(given.traces, SimSettings(model))
+    every = loads(given.traces, model)
     body: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.simulation.shared_queue", *sys.argv[1:]]),
         "cells": [

@@ -29,7 +29,7 @@ from dynaserve.sim.capacity import Scenario, find_capacity, simulate_rate
 from dynaserve.sim.simulator import SimSettings
 from dynaserve.sim.traces import SimRequest, Trace, hybrid_arrivals, poisson_arrivals, read_trace
 from services.global_sched.policy import POLICIES
-from shared.latency_model import DEFAULT_PROFILE, LatencyProfile
+from shared.latency_model import DEFAULT_PROFILE, LatencyModel, LatencyProfile
 
 TRACES = {
     "code": "azure2023_code.csv.gz",
@@ -60,14 +60,17 @@ def shuffled(trace: Trace) -> Trace:
     return Trace(trace.name, tuple(rows))
 
 
-def loads(folder: Path, settings: SimSettings) -> dict[str, Arrivals]:
-    traces = {name: shuffled(read_trace(folder / file)) for name, file in TRACES.items()}
+def loads(
+    folder: Path, model: LatencyModel, order: Callable[[Trace], Trace] = shuffled
+) -> dict[str, Arrivals]:
+    """Every load. The hybrids' windows offer the same work at the default SLO, in every cell."""
+    traces = {name: order(read_trace(folder / file)) for name, file in TRACES.items()}
     arrivals: dict[str, Arrivals] = {
         name: partial(poisson_arrivals, trace) for name, trace in traces.items()
     }
     of_three = [trace for name, trace in traces.items() if name != "reasoning"]
     for name, kinds in (("hybrid", list(traces.values())), ("hybrid of three", of_three)):
-        shares = equal_work_shares(kinds, settings)
+        shares = equal_work_shares(kinds, SimSettings(model))
         arrivals[name] = partial(hybrid_arrivals, kinds, shares=shares)
     return arrivals
 
@@ -92,7 +95,7 @@ def scenario(name: str, load: str, arrivals: Arrivals, settings: SimSettings) ->
 
 def cells(arguments: Namespace) -> Iterator[dict[str, Any]]:
     model = LatencyProfile.load(arguments.profile).model
-    every = loads(arguments.traces, SimSettings(model))
+    every = loads(arguments.traces, model)
     for load in arguments.loads or every:
         for slo_ms in arguments.slo_tbt_ms:
             settings = SimSettings(model, arguments.instances, slo_tbt_s=1e-3 * slo_ms)
