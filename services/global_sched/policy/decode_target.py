@@ -37,11 +37,12 @@ class TargetSettings:
 def decode_holders(turn: Turn, settings: TargetSettings) -> list[int]:
     """The instances that should decode, those that decode most already: indices, ascending."""
     wanted, paces = _target(turn, settings), turn.paces
-    everyone = range(len(paces))
+    everyone = list(range(len(paces)))
     if wanted == len(paces):
-        return list(everyone)
-    ranked = sorted([(*pace.rank, index) for index, pace in enumerate(paces)])
-    return sorted([index for _, _, index in ranked[:wanted]])
+        return everyone
+    ranks = [pace.rank for pace in paces]
+    everyone.sort(key=ranks.__getitem__)  # stable: of equals the first
+    return sorted(everyone[:wanted])
 
 
 def _target(turn: Turn, settings: TargetSettings) -> int:

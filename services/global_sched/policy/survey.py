@@ -243,11 +243,11 @@ class Survey:
     def _roomiest(self) -> list[int]:
         """Holders that can take the prompt, the least loaded first; then those that cannot."""
         paces, prompt = self.turn.paces, self.turn.prompt
-        roomy = [
-            (paces[index].kv_free_tokens < prompt, paces[index].decode_ms, index)
-            for index in self.holders
-        ]
-        return [index for _, _, index in sorted(roomy)]
+        decode_ms = [pace.decode_ms for pace in paces]
+        order = sorted(self.holders, key=decode_ms.__getitem__)
+        if all([paces[index].kv_free_tokens >= prompt for index in order]):
+            return order
+        return sorted(order, key=lambda index: paces[index].kv_free_tokens < prompt)
 
     def _beta(self, index: int) -> Beta:
         beta = Beta(self.turn, index)
