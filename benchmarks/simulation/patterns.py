@@ -4,7 +4,8 @@
 
 Capacities of `slo` (colocated) and `dynaserve` for several patterns of Poisson arrivals, with the
 traces' lengths in the sweep's shuffle and in the order in which they were recorded. The sweep's
-capacities are those of the first pattern in the shuffle.
+capacities are those of the first pattern in the shuffle. Beside them what `fluid.py` finds for the
+first pattern.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.simulation.fluid import capacity as fluid
 from benchmarks.simulation.sweep import OURS, Arrivals, loads, scenario, shuffled, tell
 from dynaserve.sim.capacity import find_capacity
 from dynaserve.sim.simulator import SimSettings
@@ -24,6 +26,7 @@ from dynaserve.sim.traces import Trace
 from shared.latency_model import LatencyProfile
 
 OTHER = "slo"
+IDEALS = ("fullest", "moving")
 
 
 def as_recorded(trace: Trace) -> Trace:
@@ -34,7 +37,7 @@ ORDERS: dict[str, Callable[[Trace], Trace]] = {"shuffled": shuffled, "as recorde
 
 
 def cell(load: str, arrivals: Arrivals, settings: SimSettings, patterns: int) -> dict[str, Any]:
-    """Capacities by pattern of arrivals, and their ratio."""
+    """Capacities by pattern of arrivals, their ratio, and the fluid ideals of the first."""
     found = {
         name: [
             round(find_capacity(scenario(name, load, partial(arrivals, seed=seed), settings)), 2)
@@ -42,8 +45,11 @@ def cell(load: str, arrivals: Arrivals, settings: SimSettings, patterns: int) ->
         ]
         for name in (OTHER, OURS)
     }
+    planned = scenario(OURS, load, arrivals, settings)
+    ideals = {placement: round(fluid(planned, placement), 2) for placement in IDEALS}
     ratios = [round(ours / other, 3) for ours, other in zip(found[OURS], found[OTHER], strict=True)]
-    return {"load": load, "capacity_rps": found, "ratio": ratios, "mean": round(fmean(ratios), 3)}
+    mean = round(fmean(ratios), 3)
+    return {"load": load, "capacity_rps": found, "ratio": ratios, "mean": mean, "fluid": ideals}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
