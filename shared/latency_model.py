@@ -248,12 +248,13 @@ class OnlineLatencyModel:
         for _ in range(3):
             theta, beyond = self._theta, False
             for index, low in enumerate(bounds):
-                excess = theta[index] - min(high, max(low, theta[index]))
-                if excess:
-                    beyond = True
-                    row = self._covariance[index]
-                    share = excess / row[index]
-                    theta = [value - share * c for value, c in zip(theta, row, strict=True)]
+                value = theta[index]
+                if low <= value <= high:
+                    continue
+                beyond = True
+                row = self._covariance[index]
+                share = (value - (low if value < low else high)) / row[index]
+                theta = [value - share * c for value, c in zip(theta, row, strict=True)]
             self._theta = theta
             if not beyond:
                 return

@@ -199,16 +199,17 @@ class SloBatching(_Base):
         self._tails = {}
         if self.batcher.static_tokens is None:
             speed = self.batcher.prompt_speed(num_decodes, context, 1e3 * tightest_s)
-            self._order(prompts, now_s, speed)
+            prompts = self._order(prompts, now_s, speed)
             self._tails = self._waiting_tails()
-        return StepLoad(num_decodes, context, (due_s - now_s) * 1e3, self._prompts())
+        return StepLoad(num_decodes, context, (due_s - now_s) * 1e3, self._prompts(prompts))
 
-    def _prompts(self) -> Iterator[tuple[int, int]]:
-        """(tokens to compute, tokens computed) in the order of service; read as far as needed."""
+    def _prompts(self, running: list[Request]) -> Iterator[tuple[int, int]]:
+        """(tokens to compute, tokens computed) in the order of service; read as far as needed.
+
+        ``running``: the prompts that run, in their order."""
         yield from self._tails.values()
-        for request in self.running:
-            if request.is_prefill_chunk:
-                yield request.num_tokens - request.num_computed_tokens, request.num_computed_tokens
+        for request in running:
+            yield request.num_tokens - request.num_computed_tokens, request.num_computed_tokens
         for request in chain(self.kv_holding_waiting, self.waiting):
             if request.request_id not in self._tails and self._is_due(request):
                 yield to_compute(request), computed(request)
@@ -231,12 +232,12 @@ class SloBatching(_Base):
         on_the_way = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
         return not on_the_way or request.request_id in self.finished_recving_kv_req_ids
 
-    def _order(self, prompts: list[Request], now_s: float, speed: PromptSpeed) -> None:
+    def _order(self, prompts: list[Request], now_s: float, speed: PromptSpeed) -> list[Request]:
         """Decodes first; prompts by deadline, those that have lost theirs behind.
 
-        ``prompts``: those among the running; without any the decodes stand as they should. In a
-        turn of the lost ones the first that waits leads only if none of those runs: vLLM serves
-        what runs first, and one of them is enough.
+        ``prompts``: those among the running, returned in their new order; without any the decodes
+        stand as they should. In a turn of the lost ones the first that waits leads only if none of
+        those runs: vLLM serves what runs first, and one of them is enough.
         """
         rank = partial(self._rank, now_s=now_s, speed=speed)
         lost_turn = self.batcher.lost_turn
@@ -253,6 +254,7 @@ class SloBatching(_Base):
             ranked = in_turn(self.waiting, rank, lost_turn)
             self.waiting.clear()
             self.waiting.extend(ranked)
+        return prompts
 
     def _rank(self, request: Request, now_s: float, speed: PromptSpeed) -> tuple[bool, bool, float]:
         return prompt_rank(self._prompt_view(request), now_s, speed)
