@@ -3,8 +3,9 @@
 python -m benchmarks.batcher_cost [--json FILE]
 
 The scheduler and its KV manager are vLLM's; only the forward pass is left out (every request gets
-token 7). Own time of a step: CPU time in ``schedule`` and ``update_from_output`` less that in
-vLLM's two methods of the same names.
+token 7), and the scheduler's clock moves on by what it would take on the profile's machine. Own
+time of a step: CPU time in ``schedule`` and ``update_from_output`` less that in vLLM's two methods
+of the same names.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from dynaserve.bench.provenance import command_line, provenance
 from dynaserve.demo_model import demo_model
+from services.gpu_instance.engine import slo_scheduler
 from services.gpu_instance.engine.launch import vllm_config
 from services.gpu_instance.engine.slo_scheduler import SloBatching
 from services.gpu_instance.settings import InstanceSettings
+from shared.latency_model import LatencyProfile
 from shared.schemas.request import Slo
 
 BLOCK_SIZE = 16
@@ -49,6 +52,29 @@ class Stopwatch:
 
     inside_s: float = 0.0
     own_s: list[float] = field(default_factory=list)
+
+
+class ProfileClock:
+    """Stands in for ``time`` in the scheduler: real time and what steps would have taken."""
+
+    def __init__(self) -> None:
+        self.steps_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.steps_s
+
+    def time(self) -> float:
+        return time.time() + self.steps_s
+
+    def run(self, scheduler: Any) -> None:
+        """The step that was scheduled last takes its time."""
+        in_flight = scheduler._in_flight
+        if in_flight:
+            self.steps_s += 1e-3 * PROFILE.model.step_ms(in_flight[-1].shape)
+
+
+CLOCK = ProfileClock()
+PROFILE = LatencyProfile.load()
 
 
 class _Timed:
@@ -132,7 +158,7 @@ class Load:
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         params.update_from_generation_config({}, 2)
         prompt = [self._added % 900 + 5] * prompt_tokens
-        request = Request(f"r{self._added}", prompt, params, None)
+        request = Request(f"r{self._added}", prompt, params, None, arrival_time=CLOCK.time())
         vars(request)["slo"] = Slo(ttft_s=1.0, tbt_s=0.1)
         self.scheduler.add_request(request)
 
@@ -141,6 +167,7 @@ class Load:
         watch.inside_s, began_s = 0.0, time.thread_time()
         scheduled = scheduler.schedule()
         spent_s = time.thread_time() - began_s
+        CLOCK.run(scheduler)
         made = fake_tokens(scheduled, scheduler.requests)
         began_s = time.thread_time()
         scheduler.update_from_output(scheduled, made)
@@ -175,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=None)
     out: Path | None = parser.parse_args().json
+    setattr(slo_scheduler, "time", CLOCK)  # noqa: B010 - not for mypy to see
     cases = {
         f"{kind.__name__.removeprefix('Timed').lower()}, {batcher}, {running} decodes, "
         f"{waiting} prompts waiting": figures(

@@ -20,7 +20,7 @@ from services.global_sched.policy.views import (
     PoolView,
     RequestView,
 )
-from services.gpu_instance.batcher import Batcher, PromptView, StepLoad, prompt_rank
+from services.gpu_instance.batcher import Batcher, PromptView, StepLoad, in_turn, prompt_ranks
 from shared.latency_model import LatencyProfile, StepShape
 
 MODEL = LatencyProfile.load().model
@@ -96,7 +96,7 @@ def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
 
     def step(_: int) -> object:
         speed = batcher.prompt_speed(running, 300 * running, 25.0)
-        ranked = sorted(prompts, key=lambda prompt: prompt_rank(prompt, 0.5, speed))
+        ranked = in_turn(prompts, prompt_ranks(prompts, 0.5, speed), lost_turn=False)
         queue = ((prompt.remaining_tokens, 0) for prompt in ranked)
         plan = batcher.plan(StepLoad(running, 300 * running, min(slacks), queue))
         tokens = plan.token_budget - running

@@ -8,7 +8,7 @@ Pure: no engine, no clock. The engine's scheduler calls it once per step, in thi
     decode that just arrived by handoff or sat out a step. A decode that is already past its SLO
     yields: it has the whole SLO again, and so has one whose first token is not there yet. Use
     ``math.inf`` when nothing decodes.
-2.  Order the prompts with ``prompt_rank`` (sort key, smallest first): prompts that can still meet
+2.  Order the prompts by ``prompt_ranks`` (sort keys, smallest first): prompts that can still meet
     their deadline at the speed that the decodes leave them (``prompt_speed``; without decodes about
     as much), earliest deadline first, but those with hardly anything left before all others; then
     the lost ones, oldest first. Where decodes fill the steps all are lost but those ends, and go
@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
@@ -52,6 +52,10 @@ prompt cut one token before it comes by handoff to an instance that may be at a 
 FORCED_EVERY = 128
 """Rarer than one step in a hundred: the P99 of the gaps between tokens does not see them."""
 P = TypeVar("P")
+Rank = tuple[int, float]
+"""Sort key of a prompt, smallest first: tails, then who can make it, both by deadline; then the
+lost by age."""
+TAIL, IN_TIME, LOST = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,23 +174,28 @@ def misses(deadline_s: float, remaining_tokens: int, now_s: float, speed: Prompt
     return now_s + (needs_s if needs_s > step_s else step_s) > deadline_s
 
 
-def prompt_rank(prompt: PromptView, now_s: float, speed: PromptSpeed) -> tuple[bool, bool, float]:
-    """Sort key, smallest first: tails, then who can make it, by deadline; then the lost by age."""
-    if is_lost(prompt, now_s, speed):
-        return (True, False, prompt.arrival_s)
-    return (False, prompt.remaining_tokens > TAIL_TOKENS, prompt.deadline_s)
+def prompt_ranks(
+    prompts: Iterable[tuple[float, float, int]], now_s: float, speed: PromptSpeed
+) -> list[Rank]:
+    """Of each of ``prompts``, given as `PromptView` or a tuple like it: one loop before a step."""
+    ranks = list[Rank]()
+    for arrival_s, deadline_s, remaining_tokens in prompts:
+        if remaining_tokens <= TAIL_TOKENS:
+            ranks.append((TAIL, deadline_s))
+        elif misses(deadline_s, remaining_tokens, now_s, speed):
+            ranks.append((LOST, arrival_s))
+        else:
+            ranks.append((IN_TIME, deadline_s))
+    return ranks
 
 
-def in_turn(
-    prompts: Iterable[P], rank: Callable[[P], tuple[bool, bool, float]], lost_turn: bool
-) -> list[P]:
-    """By ``rank`` (`prompt_rank`); in a turn of the lost ones their oldest leads, it alone."""
-    given = list(prompts)
-    ranked = sorted([(rank(prompt), index) for index, prompt in enumerate(given)])
-    if lost_turn and ranked and ranked[-1][0][0]:
-        oldest = next(place for place, (key, _) in enumerate(ranked) if key[0])
-        ranked.insert(0, ranked.pop(oldest))
-    return [given[index] for _, index in ranked]
+def in_turn(prompts: Sequence[P], ranks: Sequence[Rank], lost_turn: bool) -> list[P]:
+    """By their ranks (`prompt_ranks`); in a turn of the lost ones their oldest leads, it alone."""
+    order = sorted(range(len(prompts)), key=ranks.__getitem__)
+    if lost_turn and order and ranks[order[-1]][0] == LOST:
+        oldest = next(place for place, index in enumerate(order) if ranks[index][0] == LOST)
+        order.insert(0, order.pop(oldest))
+    return [prompts[index] for index in order]
 
 
 class Margin:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -20,7 +19,7 @@ from services.gpu_instance.batcher import (
     StepLoad,
     StepPlan,
     in_turn,
-    prompt_rank,
+    prompt_ranks,
 )
 from services.gpu_instance.engine.seam import Emission
 from services.gpu_instance.engine.simulated_prefixes import SimulatedPrefixes
@@ -147,8 +146,9 @@ class StepComposer:
     def _order(self, prompts: list[SimulatedRequest], now_s: float, speed: PromptSpeed) -> None:
         """Running prompts by deadline; now and then the oldest lost one first."""
         if len(prompts) > 1 and self.batcher.mode == "slo":
-            rank = partial(self._rank, now_s=now_s, speed=speed)
-            prompts[:] = in_turn(prompts, rank, self.batcher.lost_turn)
+            views = (request.prompt_view(request.remaining) for request in prompts)
+            ranks = prompt_ranks(views, now_s, speed)
+            prompts[:] = in_turn(prompts, ranks, self.batcher.lost_turn)
 
     def _chunks(
         self, prompts: list[SimulatedRequest], budget: int, now_s: float
@@ -177,11 +177,6 @@ class StepComposer:
         if self.batcher.static_tokens is None:
             in_turn.sort(key=lambda request: request.remaining > TAIL_TOKENS)
         return in_turn
-
-    def _rank(
-        self, request: SimulatedRequest, now_s: float, speed: PromptSpeed
-    ) -> tuple[bool, bool, float]:
-        return prompt_rank(request.prompt_view(request.remaining), now_s, speed)
 
     def _admit(self, request: SimulatedRequest, now_s: float) -> bool:
         """Take the first waiting request in, with blocks for all it knows; False: no room."""

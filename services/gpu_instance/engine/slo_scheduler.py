@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,14 +24,16 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from services.gpu_instance.batcher import (
+    LOST,
     Batcher,
     BatcherSettings,
     PromptSpeed,
     PromptView,
+    Rank,
     StepLoad,
     StepPlan,
     in_turn,
-    prompt_rank,
+    prompt_ranks,
 )
 from services.gpu_instance.engine.prefix_events import PrefixEvents
 from services.gpu_instance.engine.seam import EngineLoad
@@ -239,25 +240,32 @@ class SloBatching(_Base):
         stand as they should. In a turn of the lost ones the first that waits leads only if none of
         those runs: vLLM serves what runs first, and one of them is enough.
         """
-        rank = partial(self._rank, now_s=now_s, speed=speed)
         lost_turn = self.batcher.lost_turn
         if prompts:
-            prompts = in_turn(prompts, rank, lost_turn)
+            ranks = self._ranks(prompts, now_s, speed)
+            prompts = in_turn(prompts, ranks, lost_turn)
             if self.running[-len(prompts) :] != prompts:
                 decodes = [request for request in self.running if not request.is_prefill_chunk]
                 self.running[:] = decodes + prompts
-            lost_turn = lost_turn and not rank(prompts[0])[0]
+            lost_turn = lost_turn and max(ranks)[0] != LOST
         first_come = isinstance(self.waiting, FCFSRequestQueue)  # else: by the user's priority
         due = lost_turn or now_s - self._ranked_s > RANK_INTERVAL_S
         if first_come and len(self.waiting) > 1 and due:
             self._ranked_s = -math.inf if lost_turn else now_s  # it leads this step, not the next
-            ranked = in_turn(self.waiting, rank, lost_turn)
-            self.waiting.clear()
-            self.waiting.extend(ranked)
+            waiting = list(self.waiting)
+            ranked = in_turn(waiting, self._ranks(waiting, now_s, speed), lost_turn)
+            if ranked != waiting:
+                self.waiting.clear()
+                self.waiting.extend(ranked)
         return prompts
 
-    def _rank(self, request: Request, now_s: float, speed: PromptSpeed) -> tuple[bool, bool, float]:
-        return prompt_rank(self._prompt_view(request), now_s, speed)
+    def _ranks(self, requests: list[Request], now_s: float, speed: PromptSpeed) -> list[Rank]:
+        paces = [self.paces[request.request_id] for request in requests]
+        views = [
+            (pace.arrival_s, pace.deadline_s, request.num_tokens - computed(request))
+            for request, pace in zip(requests, paces, strict=True)
+        ]
+        return prompt_ranks(views, now_s, speed)
 
     def _prompt_view(self, request: Request) -> PromptView:
         pace = self.paces[request.request_id]

@@ -16,7 +16,7 @@ from services.gpu_instance.batcher import (
     in_turn,
     is_lost,
     parse_mode,
-    prompt_rank,
+    prompt_ranks,
 )
 from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape
 
@@ -197,18 +197,20 @@ def test_an_unknown_mode_is_refused(mode: str) -> None:
         parse_mode(mode)
 
 
+def ranked(prompts: list[PromptView], now_s: float = 5.0) -> list[PromptView]:
+    return in_turn(prompts, prompt_ranks(prompts, now_s, SPEED), lost_turn=False)
+
+
 def test_lost_prompts_go_after_those_that_can_make_it() -> None:
     lost_old, lost_new = PromptView(0.0, 1.0, 100), PromptView(1.0, 2.0, 100)
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
-    ranked = sorted([later, lost_new, soon, lost_old], key=lambda p: prompt_rank(p, 5.0, SPEED))
-    assert ranked == [soon, later, lost_old, lost_new]
+    assert ranked([later, lost_new, soon, lost_old]) == [soon, later, lost_old, lost_new]
 
 
 def test_the_end_of_a_prompt_does_not_queue_behind_longer_ones_even_past_its_deadline() -> None:
     tail, late_tail = PromptView(4.0, 9.0, 1), PromptView(0.0, 1.0, 1)
     soon, later = PromptView(4.0, 6.0, 100), PromptView(4.0, 7.0, 100)
-    ranked = sorted([later, tail, soon, late_tail], key=lambda p: prompt_rank(p, 5.0, SPEED))
-    assert ranked == [late_tail, tail, soon, later]
+    assert ranked([later, tail, soon, late_tail]) == [late_tail, tail, soon, later]
 
 
 def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
@@ -216,7 +218,7 @@ def test_in_a_turn_of_the_lost_only_their_oldest_leads() -> None:
     tail, soon = PromptView(4.0, 9.0, 1), PromptView(4.0, 6.0, 100)
 
     def order(prompts: list[PromptView], lost_turn: bool) -> list[PromptView]:
-        return in_turn(prompts, lambda p: prompt_rank(p, 5.0, SPEED), lost_turn)
+        return in_turn(prompts, prompt_ranks(prompts, 5.0, SPEED), lost_turn)
 
     every = [soon, lost_new, tail, lost_old]
     assert order(every, lost_turn=False) == [tail, soon, lost_old, lost_new]
@@ -279,7 +281,8 @@ def test_speed_in_static_mode_is_that_of_steps_of_n_tokens_whatever_the_slo() ->
 def test_where_decodes_fill_the_steps_prompts_go_by_age_but_for_ends_of_prompts() -> None:
     speed = exact().prompt_speed(400, 1_200_000, 10.0)
     old, new, tail = PromptView(0.0, 9.0, 100), PromptView(1.0, 3.0, 100), PromptView(2.0, 9.0, 1)
-    assert sorted([new, old, tail], key=lambda p: prompt_rank(p, 2.0, speed)) == [tail, old, new]
+    ranks = prompt_ranks([new, old, tail], 2.0, speed)
+    assert in_turn([new, old, tail], ranks, lost_turn=False) == [tail, old, new]
 
 
 def test_a_prompt_waits_when_its_decode_would_push_the_others_over_their_slo() -> None:
