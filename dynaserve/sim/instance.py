@@ -257,7 +257,7 @@ class SimInstance:
     def _queue(self, now_s: float) -> list[Segment]:
         """Prompts in the order of service, as far as one step can reach.
 
-        The order of ``prompt_ranks``, kept incrementally: a prompt found lost moves to the lost ones.
+        The order of ``prompt_ranks``, kept as it changes: one found lost moves to the lost ones.
         """
         reach = self.batcher.settings.max_num_batched_tokens
         ordered, lost, queue = self._ordered, self._lost, []

@@ -277,7 +277,14 @@ class SloBatching(_Base):
     def _shape(self, output: SchedulerOutput, load: StepLoad) -> StepShape:
         """What the step computes; ``load`` is what it was planned from."""
         requests, scheduled = self.requests, output.num_scheduled_tokens
-        chunks = [pair for pair in scheduled.items() if pair[1] != 1]
+        chunks = []
+        more = output.total_num_scheduled_tokens - len(scheduled)
+        for pair in reversed(scheduled.items()):  # prompts come last
+            if more <= 0:
+                break
+            if pair[1] != 1:
+                chunks.append(pair)
+                more -= pair[1] - 1
         num_decodes, context = load.num_decodes, load.decode_context_tokens
         if len(scheduled) - len(chunks) != num_decodes:  # one sits out, or a prompt's last token
             chunks = [pair for pair in scheduled.items() if not self._is_decode(*pair)]
