@@ -1,7 +1,7 @@
 """Time of one decision of the scheduler, and of one plan of the batcher, on one core; and decisions
 of as many replicas at once as there are cores.
 
-python benchmarks/policy/decision_time.py [FILE.json]
+python -m benchmarks.policy.decision_time [FILE.json]
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def batcher_step(running: int = 256, waiting: int = 64) -> dict[str, float]:
 
 def main() -> None:
     body = {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m benchmarks.policy.decision_time", *sys.argv[1:]]),
         "compiled": not dynaserve.__file__.endswith(".py"),
         "decision": decisions(),
         "replicas, dynaserve, 64 instances": replicas(len(os.sched_getaffinity(0))),

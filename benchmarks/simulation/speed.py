@@ -35,7 +35,8 @@ def steps_per_s(policy: str, instances: int, rate: float, slo_tbt_s: float) -> d
 
 def main() -> None:
     compiled = not simulator.__file__.endswith(".py")
-    body = {"command": " ".join(sys.argv), "compiled": compiled} | {
+    command = " ".join(["python -m benchmarks.simulation.speed", *sys.argv[1:]])
+    body = {"command": command, "compiled": compiled} | {
         f"{policy}, {instances} instances, {rate} requests/s each, TBT {slo_tbt_s * 1e3:.0f} ms": (
             steps_per_s(policy, instances, rate, slo_tbt_s)
         )
