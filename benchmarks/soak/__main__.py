@@ -32,7 +32,8 @@ def main(
     document = {
         **result.model_dump(mode="json"),
         "left_after_shutdown": left,
-        "command": f"python -m benchmarks.soak --requests {requests} --concurrency {concurrency}",
+        "command": f"python -m benchmarks.soak --requests {requests} "
+        f"--concurrency {concurrency} --seed {seed}",
     }
     json_file.write_text(json.dumps(document, indent=2) + "\n")
     print(
