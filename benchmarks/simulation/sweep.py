@@ -335,7 +335,7 @@ Decodes that move to a holder as soon as it has room, at the price of one gap of
 tried in the simulator for such loads: 0 to 2.5 % more, whether or not those of short outputs, which
 the gap costs their SLO, moved too; with decodes that spread again while no prompts wait, the same.
 Holders planned fuller, never more than one holder, longer steps without decodes, and other weights
-of the policy's costs (forty draws) stay within 2 % or lose."""
+of the policy's costs (23 draws) stay within 2 % or lose."""
 
 FLUID_NOTES = """This bounds nothing: it drops whoever is late, while engines let long prompts
 yield, which is worth most on code. On the hybrid with two instances a lead of 1.15 over `slo`
