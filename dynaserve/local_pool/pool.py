@@ -128,7 +128,10 @@ class LocalPool:
             wait_s = restarts.after_s(time.monotonic() - started_s)
             self._tell(f"{ended}; it is started again in {wait_s:.0f} s, see {child.log_path}")
             await asyncio.sleep(wait_s)
-            await child.start()
+            try:
+                await child.start()
+            except OSError as error:  # no memory or process to be had now: tried again, later
+                self._tell(f"{child.part.name} could not be started: {error}")
 
     _ready = False
 
