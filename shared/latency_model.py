@@ -151,34 +151,58 @@ class Trust:
     """How far a running engine may lead the model away from its prior, and how fast."""
 
     bounds: tuple[float, float]
-    """Coefficients stay within these times the prior."""
+    """Coefficients stay within these times the prior, at the prior's scale."""
     prior_weight: float
-    """The prior counts as much as about so many measured steps."""
+    """The prior counts as much as so many measured steps that were of one coefficient alone."""
     error: float
-    """Relative error expected at first; steps far outside of it are clipped."""
+    """Relative error expected at first; steps far outside of it count little."""
     unseen: float
     """A coefficient of the prior below this share of a step's base may still grow to it."""
+    scale_known: bool = True
+    """False: only the prior's proportions are held to, and how fast the machine is is learned."""
 
 
-PROFILED = Trust(bounds=(0.2, 5.0), prior_weight=50.0, error=0.05, unseen=1e-3)
+PROFILED = Trust(bounds=(0.2, 5.0), prior_weight=10.0, error=0.05, unseen=1e-3)
 """The prior was measured on this hardware: it leads, the engine corrects it."""
-UNPROFILED = Trust(bounds=(1e-3, 1e3), prior_weight=0.01, error=10.0, unseen=0.1)
-"""The prior is some other machine's: all but forgotten after some dozen steps."""
+UNPROFILED = Trust(bounds=(0.02, 50.0), prior_weight=0.1, error=10.0, unseen=0.1, scale_known=False)
+"""The prior is some other machine's: its proportions are a guess, its speed not even that."""
 
 
 # Counts of a step in which every part of it takes about as long as its base.
 _TYPICAL = (1.0, 64.0, 65536.0, 1024.0, 1048576.0)
-_MOST_GROWTH = 5.0
 ERROR_RATE = 0.02
+SCALE_RATE = 0.01
+SCALES = (1e-4, 1e4)
+"""Of one machine against another."""
+SOLVED_EVERY = 8
+"""Steps, once as many as `SOLVED_AT_ONCE` are known: one more then changes next to nothing."""
+SOLVED_AT_ONCE = 64
+UNSEEN_WEIGHT = 0.01
+"""Of a coefficient the prior lacks, in prior weights: next to nothing is known of it."""
+LEAST_PART = 0.5
+"""Of the time of a step's decodes: prompts that take less tell nothing of what prompts cost."""
+MOST_LAUNCH = 1.5
+"""The same: how much longer any step with a prompt may take. Engines run decodes alone as one
+captured graph, and launch the parts of other steps one by one, which is a least time, not a
+term: large steps hide it."""
+LEAST_TIME = 0.2
+"""Of what the scaled prior says: no step is shorter, such a clock is wrong."""
 
 
 class OnlineLatencyModel:
-    """Recursive least squares with forgetting, clipped, around a prior.
+    """Least squares over the measured steps, the older the less, held to a prior.
 
-    Invariant: coefficients stay within ``trust.bounds`` times the prior, and one outlier (a hiccup
-    of the host) moves the model no more than a step ``clip`` times the usual error would.
+    Minimises, over coefficients in units of their own prior, with ``scale`` 1 or learned,
 
-    It runs in every engine step. On five numbers plain Python is several times faster than NumPy.
+        sum of forgetting^age * weight * (1 - predicted / measured)^2
+        + prior_weight * sum of (coefficient / scale - 1)^2
+
+    ``weight`` is that of Huber: steps far outside of the usual error, hiccups of the host, count
+    little. Errors relative to what was measured do not depend on the model's own state: it comes
+    back from wherever it was led. The prior's term is never forgotten, so what the steps do not
+    show (large prompts, while only small ones come) stays in proportion.
+
+    It runs in every engine step.
     """
 
     def __init__(
@@ -191,93 +215,83 @@ class OnlineLatencyModel:
     ) -> None:
         self.model = prior
         self.error = trust.error  # running mean of the relative error
-        self._seen = trust.prior_weight
+        self._trust = trust
+        self._num_steps = 0
         self._forgetting = forgetting
         self._clip = clip
         least_ms = max(prior.base_ms, 1e-3) * trust.unseen
         # Coefficients are learned in units of their own prior, so that all can move alike.
-        self._units = [max(c, least_ms / n) for c, n in zip(prior, _TYPICAL, strict=True)]
-        self._theta = [c / unit for c, unit in zip(prior, self._units, strict=True)]
-        self._low = [trust.bounds[0] * value for value in self._theta]
-        self._high = trust.bounds[1]
-        first = 1.0 / trust.prior_weight
-        self._covariance = [[first * (i == j) for j in range(5)] for i in range(5)]
-        self._most_trace = _MOST_GROWTH * 5 * first
+        self._units = np.array(
+            [max(c, least_ms / n) for c, n in zip(prior, _TYPICAL, strict=True)], dtype=float
+        )
+        self._center = np.asarray(prior, dtype=float) / self._units
+        self._held = np.where(self._center < 1.0, UNSEEN_WEIGHT, 1.0) * trust.prior_weight
+        self._log_scale = 0.0
+        self._gram = np.zeros((5, 5))
+        self._moment = np.zeros(5)
 
     def observe(self, shape: StepShape, measured_ms: float) -> float:
         """Learn from one measured step; returns its relative error before learning."""
         predicted = self.model.step_ms(shape)
-        relative = (measured_ms - predicted) / max(predicted, 1e-6)
+        if self._tells(shape, predicted, measured_ms):
+            self._learn(shape, predicted, measured_ms)
+        return (measured_ms - predicted) / max(predicted, 1e-6)
+
+    def _tells(self, shape: StepShape, predicted_ms: float, measured_ms: float) -> bool:
+        """False for a step with so little of a prompt that what it took may be its launch."""
+        if not shape[2] or measured_ms < predicted_ms:
+            return True
+        decode_ms = self.model.decode_step_ms(shape[0], shape[1])
+        part_ms, longer_ms = predicted_ms - decode_ms, measured_ms - decode_ms
+        return part_ms >= LEAST_PART * decode_ms or longer_ms >= MOST_LAUNCH * decode_ms
+
+    def _learn(self, shape: StepShape, predicted_ms: float, measured_ms: float) -> None:
+        parts_ms = self._units * (1.0, *shape)
+        told_ms = max(measured_ms, LEAST_TIME * self._scale * float(parts_ms.sum()), 1e-6)
+        self._num_steps += 1
+        if not self._trust.scale_known:
+            self._follow_scale(told_ms / float(parts_ms.sum()))
+        error = abs(1.0 - predicted_ms / told_ms)
         limit = max(self._clip * self.error, 0.02)
-        clipped = min(limit, max(-limit, relative))
+        weight = min(1.0, limit / max(error, 1e-9))
         # Clipped here too: else one hiccup would widen the band for the next.
-        self._seen += 1.0
-        rate = max(ERROR_RATE, 1.0 / self._seen)
-        self.error += rate * (abs(clipped) - self.error)
-        # In units of the time as predicted or, where that was far too short, as measured (clipped):
-        # the recursion minimises relative error, and a prior far too fast does not look certain.
-        unit = 1.0 + max(clipped, 0.0)
-        self._update(shape, max(predicted, 1e-6) * unit, clipped / unit)
-        return relative
+        rate = max(ERROR_RATE, 1.0 / (self._num_steps + self._trust.prior_weight))
+        self.error += rate * (min(error, limit) - self.error)
+        shares = parts_ms / told_ms
+        weighted = weight * shares
+        self._gram *= self._forgetting
+        self._gram += weighted[:, None] * shares
+        self._moment *= self._forgetting
+        self._moment += weighted
+        if self._num_steps <= SOLVED_AT_ONCE or self._num_steps % SOLVED_EVERY == 0:
+            self._solve()
 
-    def _update(self, shape: StepShape, unit_ms: float, relative: float) -> None:
-        units = self._units
-        x0, x1, x2, x3, x4 = (
-            units[0] / unit_ms,
-            units[1] * shape[0] / unit_ms,
-            units[2] * shape[1] / unit_ms,
-            units[3] * shape[2] / unit_ms,
-            units[4] * shape[3] / unit_ms,
-        )
-        direction = [
-            row[0] * x0 + row[1] * x1 + row[2] * x2 + row[3] * x3 + row[4] * x4
-            for row in self._covariance
-        ]
-        d0, d1, d2, d3, d4 = direction
-        known = self._forgetting + d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3 + d4 * x4
-        step = relative / known
-        self._theta = [value + step * d for value, d in zip(self._theta, direction, strict=True)]
-        self._widen_elsewhere(direction, known)
-        self._keep_within_bounds()
-        self.model = LatencyModel(*[v * unit for v, unit in zip(self._theta, units, strict=True)])
+    @property
+    def _scale(self) -> float:
+        return math.exp(self._log_scale)
 
-    def _keep_within_bounds(self) -> None:
-        """What a coefficient must not take, those it is confused with take: where it alone were cut
-        off, the correction of a step would be undone in part, or turned into its opposite."""
-        high, bounds = self._high, self._low
-        for _ in range(3):
-            theta, beyond = self._theta, False
-            for index, low in enumerate(bounds):
-                value = theta[index]
-                if low <= value <= high:
-                    continue
-                beyond = True
-                row = self._covariance[index]
-                share = (value - (low if value < low else high)) / row[index]
-                theta = [value - share * c for value, c in zip(theta, row, strict=True)]
-            self._theta = theta
-            if not beyond:
-                return
-        self._theta = [
-            min(high, max(low, value)) for value, low in zip(self._theta, bounds, strict=True)
-        ]
+    def _follow_scale(self, ratio: float) -> None:
+        """The mean of the logarithms: one hiccup changes it little."""
+        rate = max(SCALE_RATE, 1.0 / self._num_steps)
+        low, high = SCALES
+        told = math.log(min(max(ratio, low), high))
+        self._log_scale += rate * (told - self._log_scale)
 
-    def _widen_elsewhere(self, direction: list[float], known: float) -> None:
-        """Certainty grows along what was seen and is slowly forgotten in every direction."""
-        d0, d1, d2, d3, d4 = direction
-        fade = 1.0 / self._forgetting
-        covariance = []
-        for row, d in zip(self._covariance, direction, strict=True):
-            gain = d / known
-            covariance.append(
-                [
-                    (row[0] - gain * d0) * fade,
-                    (row[1] - gain * d1) * fade,
-                    (row[2] - gain * d2) * fade,
-                    (row[3] - gain * d3) * fade,
-                    (row[4] - gain * d4) * fade,
-                ]
-            )
-        # Directions that are not excited must not grow without end.
-        if sum(covariance[i][i] for i in range(5)) <= self._most_trace:
-            self._covariance = covariance
+    def _solve(self) -> None:
+        """The coefficients; one that would leave its bounds is set there, the others made anew."""
+        scale, trust = self._scale, self._trust
+        held = self._held / (scale * scale)
+        matrix = self._gram + np.diag(held)
+        target = self._moment + held * scale * self._center
+        low, high = trust.bounds[0] * scale, trust.bounds[1] * scale
+        theta = np.linalg.solve(matrix, target)
+        free = np.ones(5, dtype=bool)
+        for _ in range(5):
+            outside = free & ((theta < low) | (theta > high))
+            if not outside.any():
+                break
+            theta[outside] = np.clip(theta[outside], low, high)
+            free &= ~outside
+            rest = target[free] - matrix[np.ix_(free, ~free)] @ theta[~free]
+            theta[free] = np.linalg.solve(matrix[np.ix_(free, free)], rest)
+        self.model = LatencyModel(*(theta * self._units).tolist())

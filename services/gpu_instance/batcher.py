@@ -94,9 +94,15 @@ class BatcherSettings:
     spike_recovery: float = 0.05
     margin_quantile: float = 0.998
     margin_window: int = 1024
-    """The margin is this quantile of the relative errors of the last full steps. One late step is
-    a gap of every request that decodes in it, and a request of some hundred tokens may have one."""
+    """Steps of a size are reckoned to be late by this quantile of the errors of the last ones. One
+    late step is a gap of every request that decodes in it, and a request of some hundred tokens may
+    have one."""
+    borne_quantile: float = 0.98
+    """The same where steps of no size are late so rarely."""
     max_margin: float = 1.0
+    """No step is sized for less than the slack / (1 + this)."""
+    retried_every: int = 512
+    """A size for which steps were too late is tried again after so many."""
 
 
 class StepLoad(NamedTuple):
@@ -198,32 +204,117 @@ def in_turn(prompts: Sequence[P], ranks: Sequence[Rank], lost_turn: bool) -> lis
     return [prompts[index] for index in order]
 
 
+class Lateness:
+    """How much longer steps of one size take than predicted: the last errors in ms, in order."""
+
+    __slots__ = ("_errors", "_ordered", "_settings", "late_ms", "num_refused")
+
+    def __init__(self, settings: BatcherSettings, initial_ms: float) -> None:
+        self.late_ms = initial_ms
+        """Their upper quantile, at least 0."""
+        self.num_refused = 0
+        """Plans since the last step of this size for which it was too late."""
+        self._settings = settings
+        self._errors = deque([initial_ms])
+        self._ordered = [initial_ms]
+
+    def learn(self, error_ms: float) -> None:
+        ordered = self._ordered
+        if len(self._errors) == self._settings.margin_window:
+            del ordered[bisect_left(ordered, self._errors.popleft())]
+        self._errors.append(error_ms)
+        insort(ordered, error_ms)
+        self.late_ms = self._upper_ms(self._settings.margin_quantile)
+        self.num_refused = 0
+
+    def often_late_ms(self) -> float:
+        """The same, where being late more often must be borne."""
+        return self._upper_ms(self._settings.borne_quantile)
+
+    def _upper_ms(self, quantile: float) -> float:
+        return max(0.0, self._ordered[math.ceil(quantile * len(self._ordered)) - 1])
+
+
 class Margin:
-    """Upper quantile of the relative errors of the last steps of one kind."""
+    """How long a step of one kind may be predicted to take, for it to end in time.
+
+    What a step is late by depends on its size, and neither in proportion nor evenly: a small one
+    waits for its launch, a hiccup of the host lengthens all alike. One margin for all sizes,
+    relative to them, feeds on itself: it makes steps small, whose errors are relatively large,
+    which makes it larger. So lateness is kept apart for sizes within half an octave, in ms, and
+    the largest size that ends in time is taken. Where none does as often as asked for, smaller
+    steps would be late as well and prompts would wait: then the largest that mostly does.
+    """
 
     def __init__(self, settings: BatcherSettings, initial: float) -> None:
-        self.value = initial
         self._settings = settings
-        self._errors = deque([initial])
-        self._ordered = [initial]
+        self._initial = min(initial, settings.max_margin)
+        self._sizes = dict[int, Lateness]()
 
-    def learn(self, error: float) -> None:
-        settings, ordered = self._settings, self._ordered
-        if len(self._errors) == settings.margin_window:
-            del ordered[bisect_left(ordered, self._errors.popleft())]
-        self._errors.append(error)
-        insort(ordered, error)
-        upper = ordered[math.ceil(settings.margin_quantile * len(ordered)) - 1]
-        self.value = min(settings.max_margin, max(0.0, upper))
+    def limit_ms(self, bound_ms: float) -> float:
+        """The longest prediction that may be trusted to end within ``bound_ms``."""
+        if not 0.0 < bound_ms < math.inf or not (self._sizes or self._initial):
+            return bound_ms
+        limit_ms = self._largest_ms(bound_ms, strict=True)
+        if limit_ms is None:
+            limit_ms = self._largest_ms(bound_ms, strict=False)
+        least_ms = bound_ms / (1.0 + self._settings.max_margin)
+        return least_ms if limit_ms is None else max(limit_ms, least_ms)
+
+    def _largest_ms(self, bound_ms: float, strict: bool) -> float | None:
+        """None where no size that may be planned ends in time."""
+        least_ms = bound_ms / (1.0 + self._settings.max_margin)
+        size, cap_ms = _size_of(bound_ms), bound_ms
+        while cap_ms > least_ms:
+            smallest_ms = _smallest_ms(size)
+            known = self._sizes.get(size)
+            if known is None:
+                fits_ms = bound_ms - self._guess_ms(size, bound_ms / (1.0 + self._initial))
+            else:
+                fits_ms = bound_ms - (known.late_ms if strict else known.often_late_ms())
+            if fits_ms >= smallest_ms:
+                return min(fits_ms, cap_ms)
+            if known is not None and strict:
+                self._refuse(size, known)
+            size, cap_ms = size - 1, smallest_ms
+        return None
+
+    def learn(self, predicted_ms: float, error_ms: float) -> None:
+        """From a step with decodes."""
+        size = _size_of(predicted_ms)
+        known = self._sizes.get(size)
+        if known is None:
+            known = Lateness(self._settings, self._guess_ms(size, predicted_ms))
+            self._sizes[size] = known
+        known.learn(error_ms)
+
+    def _guess_ms(self, size: int, predicted_ms: float) -> float:
+        """What steps are late by of whose size nothing is known: no more than the next smaller."""
+        guess_ms, smaller = self._initial * predicted_ms, self._sizes.get(size - 1)
+        return guess_ms if smaller is None else min(guess_ms, smaller.late_ms)
+
+    def _refuse(self, size: int, known: Lateness) -> None:
+        """Too late this time, but not for ever."""
+        known.num_refused += 1
+        if known.num_refused >= self._settings.retried_every:
+            del self._sizes[size]
+
+
+def _size_of(ms: float) -> int:
+    """Half octaves."""
+    return math.floor(2.0 * math.log2(max(ms, 1e-3)))
+
+
+def _smallest_ms(size: int) -> float:
+    return math.sqrt(2.0**size)
 
 
 class Batcher:
     """Sizes engine steps. Invariant: every decode fits, and a waiting prompt always progresses.
 
-    Three corrections act together: the latency model follows the measured steps; a margin is the
-    upper quantile of what error remains in full steps, apart for captured and for launched ones;
-    and a step over its slack shrinks the following ones at once, an effect that wears off step by
-    step.
+    Three corrections act together: the latency model follows the measured steps; a margin is kept
+    for what error remains in steps of each size, apart for captured and for launched ones; and a
+    step over its slack shrinks the following ones at once, an effect that wears off step by step.
     """
 
     def __init__(
@@ -238,7 +329,7 @@ class Batcher:
         self.online = OnlineLatencyModel(model, trust)
         self.captured = Margin(self.settings, initial_margin)
         self.launched = Margin(self.settings, initial_margin)
-        self._kept = self._margin_of(1)
+        self._kept = initial_margin
         self.relief = 1.0
         self.step_index = 0
         self.set_mode(mode)
@@ -253,9 +344,9 @@ class Batcher:
 
     @property
     def margin(self) -> float:
-        """Steps beside decodes are planned for the slack / (1 + this): that of the kind of step
-        that last came near its limit. 0 in static mode, which looks at no clock."""
-        return self._kept.value if self.static_tokens is None else 0.0
+        """Steps of prompts beside decodes are planned for the slack / (1 + this): as the last one
+        was. 0 in static mode, which looks at no clock."""
+        return self._kept if self.static_tokens is None else 0.0
 
     @property
     def lost_turn(self) -> bool:
@@ -285,7 +376,7 @@ class Batcher:
             tokens = self._prefill_tokens(self._free_limit_ms(prompts), load, prompts)
             return StepPlan(tokens, math.inf)
         bound_ms = slack_ms * self.relief
-        limit_ms = bound_ms / (1.0 + self._margin_of(num_decodes).value)
+        limit_ms = self._margin_of(num_decodes).limit_ms(bound_ms)
         if not coming:
             return StepPlan(num_decodes, limit_ms, slack_ms)
         settings, least = self.settings, 0
@@ -305,18 +396,28 @@ class Batcher:
     ) -> tuple[int, float]:
         """Prefill tokens that end within ``bound_ms``, and the limit they were sized for."""
         settings = self.settings
-        launched_ms = bound_ms / (1.0 + self.launched.value)
         room = settings.graph_tokens - load.num_decodes
         if room <= 0:
-            return self._prefill_tokens(launched_ms, load, prompts), launched_ms
-        captured_ms = bound_ms / (1.0 + self.captured.value)
+            limit_ms = self._limit_ms(self.launched, bound_ms)
+            return self._prefill_tokens(limit_ms, load, prompts), limit_ms
+        limit_ms = self._limit_ms(self.captured, bound_ms)
         coming, seen = iter(prompts), list[tuple[int, int]]()
-        prefill = self._prefill_tokens(captured_ms, load, _noting(coming, seen), room)
+        prefill = self._prefill_tokens(limit_ms, load, _noting(coming, seen), room)
         if prefill == room:  # only the graph was in the way
+            launched_ms = self.launched.limit_ms(bound_ms)
             more = self._prefill_tokens(launched_ms, load, chain(seen, coming))
             if load.num_decodes + more >= settings.worth_launching * settings.graph_tokens:
-                return more, launched_ms
-        return prefill, captured_ms
+                return more, self._limit_ms(self.launched, bound_ms)
+        return prefill, limit_ms
+
+    def _limit_ms(self, margin: Margin, bound_ms: float) -> float:
+        """That of steps of this kind, which are the ones that are planned now."""
+        limit_ms = margin.limit_ms(bound_ms)
+        if 0.0 < limit_ms < bound_ms:
+            self._kept = bound_ms / limit_ms - 1.0
+        else:
+            self._kept = 0.0
+        return limit_ms
 
     def _free_limit_ms(self, prompts: Iterable[tuple[int, int]]) -> float:
         """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
@@ -376,18 +477,15 @@ class Batcher:
         what the host adds is not the step's, and still a gap.
         """
         predicted_ms = self.model.step_ms(shape)
-        error = self.online.observe(shape, measured_ms)
+        self.online.observe(shape, measured_ms)
         if seen_ms is not None:
-            error += (seen_ms - measured_ms) / max(predicted_ms, 1e-6)
             measured_ms = seen_ms
-        margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
-        # Steps that came near their limit alone: the others' errors do no harm.
-        if shape.num_decodes and predicted_ms > 0.5 * plan.limit_ms:
-            margin.learn(error)
-            self._kept = margin
+        if shape.num_decodes and plan.limit_ms < math.inf:
+            margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
+            margin.learn(predicted_ms, measured_ms - predicted_ms)
         # The slack and not what relief left of it: small steps are the least exact, and would be
-        # reason enough for the next ones to be small. What the margin has just learned it covers.
-        limit_ms = max(plan.limit_ms * (1.0 + margin.value), plan.slack_ms)
+        # reason enough for the next ones to be small.
+        limit_ms = plan.slack_ms
         if measured_ms > limit_ms > 0.0:
             shrunk = self.relief * limit_ms / measured_ms
             self.relief = max(self.settings.spike_floor, shrunk)

@@ -111,6 +111,9 @@ class TimedStep(Part):
     prefill_tokens: int
     prefill_context_tokens2: float
     step_s: float
+    seen_s: float | None = Field(
+        default=None, description="how long its decodes waited for it, where that is told apart"
+    )
     predicted_s: float | None = Field(default=None, description="what the latency model had said")
     limit_s: float | None = Field(
         default=None, description="what the batcher sized the step for; None without decodes"

@@ -113,10 +113,10 @@ class SloBatching(_Base):
         self._ranked_s = 0.0
         self._grammars_seen: set[str] = set()
         self.num_steps = 0
-        self._timed_steps: deque[tuple[StepShape, float, float, float]] = deque(
+        self._timed_steps: deque[tuple[StepShape, float, float, float, float]] = deque(
             maxlen=MAX_TIMED_STEPS
         )
-        """What was computed; measured, predicted and limit in seconds."""
+        """What was computed; measured, seen, predicted and limit in seconds."""
         self.num_preempted = 0
         self.num_generated = 0
         self.last_step_s = 0.0
@@ -320,7 +320,13 @@ class SloBatching(_Base):
         self._last_done_s = now_s
         self.num_steps += 1
         self._timed_steps.append(
-            (step.shape, self.last_step_s, self.last_predicted_s, 1e-3 * step.plan.limit_ms)
+            (
+                step.shape,
+                self.last_step_s,
+                seen_s,
+                self.last_predicted_s,
+                1e-3 * step.plan.limit_ms,
+            )
         )
 
     def _note_tokens(self, outputs: dict[int, EngineCoreOutputs], now_s: float) -> None:
@@ -411,10 +417,11 @@ class SloBatching(_Base):
             TimedStep(
                 **shape._asdict(),
                 step_s=step_s,
+                seen_s=seen_s,
                 predicted_s=predicted_s,
                 limit_s=limit_s if math.isfinite(limit_s) else None,
             )
-            for shape, step_s, predicted_s, limit_s in self._timed_steps
+            for shape, step_s, seen_s, predicted_s, limit_s in self._timed_steps
         ]
         self._timed_steps.clear()
         return taken

@@ -1,6 +1,8 @@
 """The SLO batcher: legal budgets, progress for every prompt, reaction to spikes."""
 
 import math
+from random import Random
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from services.gpu_instance.batcher import (
     parse_mode,
     prompt_ranks,
 )
-from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape
+from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape, Trust
 
 MODEL = LatencyModel(8.0, 0.04, 6e-5, 0.04, 2e-6)
 PROMPTS = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), max_size=6)
@@ -91,10 +93,10 @@ def test_a_step_that_its_prompts_do_not_fill_is_not_larger_with_graphs() -> None
 
 
 def run_full_steps(
-    batcher: Batcher, load: StepLoad, took: float, seen: float | None = None
+    batcher: Batcher, load: StepLoad, took: float, seen: float | None = None, steps: int = 20
 ) -> None:
-    """Twenty steps as large as planned; ``took`` and ``seen`` are times the prediction."""
-    for _ in range(20):
+    """Steps as large as planned; ``took`` and ``seen`` are times the prediction."""
+    for _ in range(steps):
         plan = batcher.plan(load)
         tokens = plan.token_budget - load.num_decodes
         shape = StepShape(
@@ -106,9 +108,9 @@ def run_full_steps(
 
 def test_errors_of_launched_steps_do_not_shrink_those_within_the_graphs() -> None:
     batcher = with_graphs()
-    run_full_steps(batcher, StepLoad(32, 32_000, 100.0, [(20_000, 0)]), took=1.8)
-    assert batcher.launched.value > 0.2
-    assert batcher.captured.value == 0.0
+    run_full_steps(batcher, StepLoad(32, 32_000, 100.0, [(20_000, 0)]), took=1.0, seen=1.8)
+    assert batcher.launched.limit_ms(100.0) < 80.0
+    assert batcher.captured.limit_ms(100.0) == 100.0
 
 
 @given(st.integers(0, 600), st.integers(0, 3000), st.floats(1.0, 200.0), PROMPTS)
@@ -121,8 +123,8 @@ def test_with_graphs_every_decode_still_has_its_place_and_no_step_is_larger_than
 
 def test_what_the_host_adds_to_a_step_widens_the_margin_and_leaves_the_model_as_it_is() -> None:
     batcher = exact()
-    run_full_steps(batcher, StepLoad(32, 32_000, 50.0, [(20_000, 0)]), took=1.0, seen=1.3)
-    assert batcher.launched.value == pytest.approx(0.3)
+    run_full_steps(batcher, StepLoad(32, 32_000, 50.0, [(20_000, 0)]), took=1.0, seen=1.1)
+    assert batcher.margin == pytest.approx(0.1, abs=0.02)
     assert batcher.model == pytest.approx(MODEL)
 
 
@@ -160,24 +162,85 @@ def test_small_steps_that_are_slower_than_said_but_in_time_make_the_next_no_smal
     assert batcher.relief > 0.95
 
 
-def test_the_margin_covers_the_errors_of_full_steps_and_of_no_others() -> None:
+def test_what_small_steps_are_late_by_leaves_the_size_of_full_ones_as_it_is() -> None:
+    batcher, load = exact(), StepLoad(4, 4000, 50.0, [(20_000, 0)])
+    small = StepShape(4, 4000, 4, 4000.0)
+    for _ in range(400):
+        run_full_steps(batcher, load, took=1.0, steps=1)
+        batcher.observe(batcher.plan(load), small, batcher.model.step_ms(small) + 20.0)
+    assert batcher.plan(load).limit_ms == pytest.approx(50.0, rel=1e-3)
+
+
+def test_steps_are_sized_so_that_the_late_ones_end_in_time_too() -> None:
     batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
-    small = StepShape(1, 1000, 0, 0.0)
-    for index in range(400):
+    for index in range(600):
+        run_full_steps(batcher, load, took=1.0, seen=1.25 if index % 20 == 0 else 1.0, steps=1)
+    assert 1.2 * batcher.plan(load).limit_ms < 50.0
+    assert batcher.plan(load).limit_ms > 35.0
+
+
+class Jitter:
+    """Steps of an engine that launches those with prompts one kernel at a time: a least time, now
+    and then with much on top of it, which larger steps hide."""
+
+    def __init__(self, seed: int, most_ms: float) -> None:
+        self._draw, self._most_ms = Random(seed), most_ms
+
+    def step_ms(self, shape: StepShape) -> float:
+        draw, said_ms = self._draw, MODEL.step_ms(shape)
+        if not shape.prefill_tokens:
+            return said_ms * draw.lognormvariate(0.0, 0.02)
+        launch_ms = 12.0 + draw.expovariate(1.0)
+        if draw.random() < 0.1:
+            launch_ms = draw.uniform(14.0, self._most_ms)
+        hiccup_ms = draw.expovariate(0.1) if draw.random() < 0.002 else 0.0
+        return max(launch_ms, said_ms * draw.lognormvariate(0.0, 0.05)) + hiccup_ms
+
+
+@pytest.mark.parametrize("most_ms", [22.0, 30.0])
+@pytest.mark.parametrize("trust", [PROFILED, UNPROFILED])
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_that_small_steps_are_full_of_do_not_make_all_steps_small(
+    seed: int, trust: Trust, most_ms: float
+) -> None:
+    """As seen on a GPU at a tight objective: a relative margin fed on itself until prompts got a
+    few tokens a step, and a model that saw no other steps went astray."""
+    engine = Jitter(seed, most_ms)
+    batcher = Batcher(MODEL, BatcherSettings(graph_tokens=512), trust=trust, initial_margin=0.2)
+    prefill = list[int]()
+    for index in range(6000):
+        busy = index % 50 < 40
+        load = StepLoad(10, 10_000 + index % 900, 25.0, [(20_000, 500)] if busy else [])
         plan = batcher.plan(load)
-        tokens = plan.token_budget - 32
-        full = StepShape(32, 32_000, tokens, 0.5 * tokens * tokens)
-        batcher.observe(plan, full, batcher.model.step_ms(full) * (1.4 if index % 20 == 0 else 1.0))
-        batcher.observe(plan, small, batcher.model.step_ms(small) * 3.0)
-    assert 0.3 < batcher.launched.value < 0.6
+        tokens = plan.token_budget - 10
+        shape = StepShape(10, load.decode_context_tokens, tokens, tokens * (500 + 0.5 * tokens))
+        batcher.observe(plan, shape, engine.step_ms(shape))
+        if busy and index > 1000:
+            prefill.append(tokens)
+    fits = MODEL.prefill_tokens_in(25.0 - MODEL.decode_step_ms(10, 10_000), 500)
+    assert fmean(prefill) > 0.25 * fits
+    shape = StepShape(10, 10_000, 300, 300 * 650.0)
+    assert batcher.model.step_ms(shape) == pytest.approx(MODEL.step_ms(shape), rel=0.15)
 
 
-def test_the_margin_told_is_that_of_the_kind_of_step_run_last_and_none_in_static_mode() -> None:
-    batcher = with_graphs()
-    run_full_steps(batcher, StepLoad(32, 32_000, 20.0, [(20_000, 0)]), took=1.0, seen=1.1)
-    assert batcher.margin == batcher.captured.value == pytest.approx(0.1)
-    run_full_steps(batcher, StepLoad(32, 32_000, 200.0, [(20_000, 0)]), took=1.0, seen=1.3)
-    assert batcher.margin == batcher.launched.value == pytest.approx(0.3)
+def test_a_size_that_was_too_late_is_tried_again() -> None:
+    batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    run_full_steps(batcher, load, took=1.0, seen=1.9, steps=3)
+    small = batcher.plan(load).limit_ms
+    run_full_steps(batcher, load, took=1.0, steps=2 * batcher.settings.retried_every)
+    assert batcher.plan(load).limit_ms > 1.3 * small
+
+
+def test_the_margin_told_is_that_of_the_steps_planned_last_and_none_in_static_mode() -> None:
+    batcher, margins = with_graphs(), []
+    for slack_ms, kind in ((20.0, batcher.captured), (200.0, batcher.launched)):
+        load = StepLoad(32, 32_000, slack_ms, [(20_000, 0)])
+        run_full_steps(batcher, load, took=1.0, seen=1.0 + 1e-3 * slack_ms)
+        bound_ms = slack_ms * batcher.relief
+        assert batcher.plan(load).limit_ms == kind.limit_ms(bound_ms)
+        assert batcher.margin == pytest.approx(bound_ms / kind.limit_ms(bound_ms) - 1.0)
+        margins.append(batcher.margin)
+    assert 0.0 < margins[0] < margins[1]
     batcher.set_mode("static:512")
     assert batcher.margin == 0.0
 
@@ -334,4 +397,4 @@ def test_whatever_is_measured_budgets_stay_legal(data: st.DataObject) -> None:
         shape = StepShape(decodes, 700 * decodes, prefill, 0.5 * prefill * prefill)
         batcher.observe(plan, shape, data.draw(st.floats(0.01, 20_000.0)))
         assert limits.spike_floor <= batcher.relief <= 1.0
-        assert 0.0 <= batcher.launched.value <= limits.max_margin
+        assert 0.0 <= batcher.margin <= limits.max_margin + 1e-9
