@@ -181,10 +181,10 @@ UNSEEN_WEIGHT = 0.01
 """Of a coefficient the prior lacks, in prior weights: next to nothing is known of it."""
 LEAST_PART = 0.5
 """Of the time of a step's decodes: prompts that take less tell nothing of what prompts cost."""
-MOST_LAUNCH = 1.5
-"""The same: how much longer any step with a prompt may take. Engines run decodes alone as one
-captured graph, and launch the parts of other steps one by one, which is a least time, not a
-term: large steps hide it."""
+LAUNCH = (0.2, 3.0)
+"""The same: how much longer a step with so little of a prompt takes where it waits for its launch.
+"""
+LAUNCH_RATE, LAUNCH_CLIP = 0.05, 0.3
 LEAST_TIME = 0.2
 """Of what the scaled prior says: no step is shorter, such a clock is wrong."""
 
@@ -202,6 +202,10 @@ class OnlineLatencyModel:
     back from wherever it was led. The prior's term is never forgotten, so what the steps do not
     show (large prompts, while only small ones come) stays in proportion.
 
+    Beside that, the least time of a step with prompts: engines run decodes alone as one captured
+    graph and launch the parts of other steps one by one, for which the device waits if it has
+    little to do. That is no term of a sum: a step that takes longer hides it.
+
     It runs in every engine step.
     """
 
@@ -215,6 +219,8 @@ class OnlineLatencyModel:
     ) -> None:
         self.model = prior
         self.error = trust.error  # running mean of the relative error
+        self.launch_ms = 0.0
+        """The least time of a step with prompts, 0 while none came near it."""
         self._trust = trust
         self._num_steps = 0
         self._forgetting = forgetting
@@ -232,18 +238,31 @@ class OnlineLatencyModel:
 
     def observe(self, shape: StepShape, measured_ms: float) -> float:
         """Learn from one measured step; returns its relative error before learning."""
-        predicted = self.model.step_ms(shape)
-        if self._tells(shape, predicted, measured_ms):
-            self._learn(shape, predicted, measured_ms)
-        return (measured_ms - predicted) / max(predicted, 1e-6)
+        linear_ms, predicted_ms = self.model.step_ms(shape), self.step_ms(shape)
+        if not self._waited_for_launch(shape, linear_ms, measured_ms):
+            self._learn(shape, linear_ms, measured_ms)
+        return (measured_ms - predicted_ms) / max(predicted_ms, 1e-6)
 
-    def _tells(self, shape: StepShape, predicted_ms: float, measured_ms: float) -> bool:
-        """False for a step with so little of a prompt that what it took may be its launch."""
-        if not shape[2] or measured_ms < predicted_ms:
-            return True
+    def step_ms(self, shape: StepShape) -> float:
+        """What the step will take, its launch included."""
+        linear_ms = self.model.step_ms(shape)
+        return max(linear_ms, self.launch_ms) if shape[2] else linear_ms
+
+    def _waited_for_launch(self, shape: StepShape, linear_ms: float, measured_ms: float) -> bool:
+        """True for a step that is too small for its time to tell of the model, but for the least
+        time of such steps, which is learned here."""
+        if not shape[2]:
+            return False
         decode_ms = self.model.decode_step_ms(shape[0], shape[1])
-        part_ms, longer_ms = predicted_ms - decode_ms, measured_ms - decode_ms
-        return part_ms >= LEAST_PART * decode_ms or longer_ms >= MOST_LAUNCH * decode_ms
+        low, high = LAUNCH
+        hidden = linear_ms < self.launch_ms
+        small = linear_ms - decode_ms < LEAST_PART * decode_ms
+        if hidden or (small and low * decode_ms < measured_ms - decode_ms < high * decode_ms):
+            least_ms = self.launch_ms or measured_ms
+            most_ms = LAUNCH_CLIP * least_ms
+            change_ms = min(most_ms, max(-most_ms, measured_ms - least_ms))
+            self.launch_ms = least_ms + LAUNCH_RATE * change_ms
+        return measured_ms >= linear_ms and (small or hidden)
 
     def _learn(self, shape: StepShape, predicted_ms: float, measured_ms: float) -> None:
         parts_ms = self._units * (1.0, *shape)

@@ -411,8 +411,13 @@ class Batcher:
         return prefill, limit_ms
 
     def _limit_ms(self, margin: Margin, bound_ms: float) -> float:
-        """That of steps of this kind, which are the ones that are planned now."""
-        limit_ms = margin.limit_ms(bound_ms)
+        """That of steps of this kind, which are the ones that are planned now.
+
+        A smaller step than its launch takes would be as late, with less of the prompts done.
+        """
+        limit_ms, launch_ms = margin.limit_ms(bound_ms), self.online.launch_ms
+        if limit_ms < launch_ms <= bound_ms:
+            limit_ms = launch_ms
         if 0.0 < limit_ms < bound_ms:
             self._kept = bound_ms / limit_ms - 1.0
         else:
@@ -476,7 +481,7 @@ class Batcher:
         decodes waited for it. The model learns the first, margin and relief keep to the second:
         what the host adds is not the step's, and still a gap.
         """
-        predicted_ms = self.model.step_ms(shape)
+        predicted_ms = self.online.step_ms(shape)
         self.online.observe(shape, measured_ms)
         if seen_ms is not None:
             measured_ms = seen_ms

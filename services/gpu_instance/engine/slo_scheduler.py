@@ -315,7 +315,7 @@ class SloBatching(_Base):
         if self.connector is not None:
             device_s = self.connector.take_step_s(step.scheduled_s < self._last_done_s)
         self.last_step_s = seen_s if device_s is None else device_s
-        self.last_predicted_s = self.batcher.model.step_ms(step.shape) / 1e3
+        self.last_predicted_s = self.batcher.online.step_ms(step.shape) / 1e3
         self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3, seen_s * 1e3)
         self._last_done_s = now_s
         self.num_steps += 1

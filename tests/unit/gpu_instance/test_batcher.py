@@ -223,6 +223,19 @@ def test_errors_that_small_steps_are_full_of_do_not_make_all_steps_small(
     assert batcher.model.step_ms(shape) == pytest.approx(MODEL.step_ms(shape), rel=0.15)
 
 
+def test_steps_are_no_smaller_than_their_launch_makes_free() -> None:
+    batcher, load = with_graphs(), StepLoad(10, 10_000, 25.0, [(20_000, 500)])
+    tail = StepShape(10, 10_000, 1, 500.0)
+    for index in range(600):
+        run_full_steps(batcher, load, took=1.0, seen=1.3 if index % 3 == 0 else 1.0, steps=1)
+        batcher.observe(batcher.plan(StepLoad(10, 10_000, 25.0)), tail, 21.0)
+    launch_ms = batcher.online.launch_ms
+    assert batcher.captured.limit_ms(25.0) < launch_ms == pytest.approx(21.0, rel=0.1)
+    batcher.relief = 1.0
+    assert batcher.plan(load).limit_ms == launch_ms
+    assert batcher.plan(load._replace(slack_ms=18.0)).limit_ms < 18.0
+
+
 def test_a_size_that_was_too_late_is_tried_again() -> None:
     batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
     run_full_steps(batcher, load, took=1.0, seen=1.9, steps=3)

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from shared.latency_model import (
     CPU_DEMO_PROFILE,
+    PROFILED,
     UNPROFILED,
     LatencyModel,
     LatencyProfile,
     OnlineLatencyModel,
     StepShape,
+    Trust,
     fit,
 )
 
@@ -133,3 +135,49 @@ def test_a_coefficient_at_its_bound_does_not_turn_corrections_of_the_others_arou
         online.observe(shape, true.step_ms(shape) * scatter)
     assert max(too_slow) < 1.6
     assert statistics.median(too_slow) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("trust", [PROFILED, UNPROFILED])
+def test_a_model_that_was_led_far_astray_comes_back(trust: Trust) -> None:
+    """Seen on a GPU: 20 times too slow after an hour of odd steps, and so it stayed."""
+    online, draw = OnlineLatencyModel(MODEL, trust), random.Random(5)
+    decodes = StepShape(10, 10_000, 0, 0.0)
+    for _ in range(3000):
+        online.observe(decodes, 30.0 * MODEL.step_ms(decodes))
+    for _ in range(3000):
+        shape = random_shape(draw)
+        online.observe(shape, MODEL.step_ms(shape) * draw.lognormvariate(0.0, 0.05))
+    for shape in (random_shape(draw) for _ in range(50)):
+        assert online.model.step_ms(shape) == pytest.approx(MODEL.step_ms(shape), rel=0.15)
+
+
+@pytest.mark.parametrize("trust", [PROFILED, UNPROFILED])
+def test_steps_that_wait_for_their_launch_tell_of_nothing_else(trust: Trust) -> None:
+    """Thousands of steps with a few tokens of a prompt, each as long as its launch: those with many
+    are predicted as before, and a small one by its launch."""
+    online, draw = OnlineLatencyModel(MODEL, trust), random.Random(6)
+    for _ in range(200):
+        shape = random_shape(draw)
+        online.observe(shape, MODEL.step_ms(shape))
+    for index in range(6000):
+        tokens = draw.randint(1, 60) if index % 4 else 0
+        shape = StepShape(10, 12_000, tokens, 900.0 * tokens)
+        said_ms = MODEL.step_ms(shape)
+        took_ms = max(said_ms, 13.0 + draw.expovariate(0.3)) if tokens else said_ms
+        online.observe(shape, took_ms * draw.lognormvariate(0.0, 0.02))
+    for tokens in (400, 4000):
+        shape = StepShape(10, 12_000, tokens, 0.5 * tokens * tokens)
+        assert online.step_ms(shape) == pytest.approx(MODEL.step_ms(shape), rel=0.1)
+    small = StepShape(10, 12_000, 8, 7200.0)
+    assert 13.0 < online.step_ms(small) < 18.0
+    assert online.step_ms(small._replace(prefill_tokens=0)) < 10.0
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1e5), st.booleans()), max_size=80), st.integers(0, 2**16))
+def test_whatever_is_measured_predictions_stay_finite_and_positive(
+    times: list[tuple[float, bool]], seed: int
+) -> None:
+    online, draw = OnlineLatencyModel(MODEL, UNPROFILED), random.Random(seed)
+    for measured_ms, small in times:
+        online.observe(StepShape(1, 500, 3, 1500.0) if small else random_shape(draw), measured_ms)
+        assert 0.0 < online.step_ms(random_shape(draw)) < 1e9
