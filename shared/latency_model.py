@@ -181,10 +181,16 @@ UNSEEN_WEIGHT = 0.01
 """Of a coefficient the prior lacks, in prior weights: next to nothing is known of it."""
 LEAST_PART = 0.5
 """Of the time of a step's decodes: prompts that take less tell nothing of what prompts cost."""
-LAUNCH = (0.2, 3.0)
-"""The same: how much longer a step with so little of a prompt takes where it waits for its launch.
-"""
-LAUNCH_RATE, LAUNCH_CLIP = 0.05, 0.3
+LAUNCH = 1.1
+"""Steps with so little of a prompt wait for their launch where they take so much longer than
+predicted, in the mean: scatter alone lengthens none of the mean."""
+LAUNCH_RATE, LAUNCH_CLIP = 0.05, 0.5
+LAUNCH_SEEN = 16
+"""Steps."""
+TOO_LONG = 0.6
+"""Of its prediction: a step so much shorter shows that the model is wrong, whatever its size."""
+NEAR = 2.0
+"""Times: a prediction and what was measured."""
 LEAST_TIME = 0.2
 """Of what the scaled prior says: no step is shorter, such a clock is wrong."""
 
@@ -194,12 +200,13 @@ class OnlineLatencyModel:
 
     Minimises, over coefficients in units of their own prior, with ``scale`` 1 or learned,
 
-        sum of forgetting^age * weight * (1 - predicted / measured)^2
+        sum of forgetting^age * weight * ((measured - predicted) / told)^2
         + prior_weight * sum of (coefficient / scale - 1)^2
 
     ``weight`` is that of Huber: steps far outside of the usual error, hiccups of the host, count
-    little. Errors relative to what was measured do not depend on the model's own state: it comes
-    back from wherever it was led. The prior's term is never forgotten, so what the steps do not
+    little. ``told`` is what was measured, or between that and the prediction where the two are
+    near (where steps scatter, either alone would be biased): so errors hardly depend on the model's
+    own state, and it comes back from wherever it was led. The prior's term is never forgotten, so what the steps do not
     show (large prompts, while only small ones come) stays in proportion.
 
     Beside that, the least time of a step with prompts: engines run decodes alone as one captured
@@ -220,7 +227,9 @@ class OnlineLatencyModel:
         self.model = prior
         self.error = trust.error  # running mean of the relative error
         self.launch_ms = 0.0
-        """The least time of a step with prompts, 0 while none came near it."""
+        """The least time of a step with prompts, 0 where they are not seen to wait for it."""
+        self._num_small = 0
+        self._small_ms = self._small_linear_ms = 0.0
         self._trust = trust
         self._num_steps = 0
         self._forgetting = forgetting
@@ -249,28 +258,41 @@ class OnlineLatencyModel:
         return max(linear_ms, self.launch_ms) if shape[2] else linear_ms
 
     def _waited_for_launch(self, shape: StepShape, linear_ms: float, measured_ms: float) -> bool:
-        """True for a step that is too small for its time to tell of the model, but for the least
-        time of such steps, which is learned here."""
+        """True for a step too small for its time to tell of the linear model.
+
+        Whether measured time is above or below the prediction must not decide alone: a model that
+        learns from errors of one sign drifts.
+        """
         if not shape[2]:
             return False
         decode_ms = self.model.decode_step_ms(shape[0], shape[1])
-        low, high = LAUNCH
-        hidden = linear_ms < self.launch_ms
         small = linear_ms - decode_ms < LEAST_PART * decode_ms
-        if hidden or (small and low * decode_ms < measured_ms - decode_ms < high * decode_ms):
-            least_ms = self.launch_ms or measured_ms
-            most_ms = LAUNCH_CLIP * least_ms
-            change_ms = min(most_ms, max(-most_ms, measured_ms - least_ms))
-            self.launch_ms = least_ms + LAUNCH_RATE * change_ms
-        return measured_ms >= linear_ms and (small or hidden)
+        if small:
+            self._follow_launch(linear_ms, measured_ms)
+        if self.launch_ms == 0.0 or measured_ms < TOO_LONG * linear_ms:
+            return False
+        return small or linear_ms < self.launch_ms
+
+    def _follow_launch(self, linear_ms: float, measured_ms: float) -> None:
+        """What small steps take, and what the linear model says they do, in the mean."""
+        self._num_small += 1
+        rate = max(LAUNCH_RATE, 1.0 / self._num_small)
+        known_ms = self._small_ms or measured_ms
+        most_ms = LAUNCH_CLIP * known_ms
+        change_ms = min(most_ms, max(-most_ms, measured_ms - known_ms))
+        self._small_ms = known_ms + rate * change_ms
+        self._small_linear_ms += rate * (linear_ms - self._small_linear_ms)
+        waits = self._small_ms > LAUNCH * self._small_linear_ms
+        self.launch_ms = self._small_ms if waits and self._num_small >= LAUNCH_SEEN else 0.0
 
     def _learn(self, shape: StepShape, predicted_ms: float, measured_ms: float) -> None:
         parts_ms = self._units * (1.0, *shape)
-        told_ms = max(measured_ms, LEAST_TIME * self._scale * float(parts_ms.sum()), 1e-6)
+        measured_ms = max(measured_ms, LEAST_TIME * self._scale * float(parts_ms.sum()), 1e-6)
         self._num_steps += 1
         if not self._trust.scale_known:
-            self._follow_scale(told_ms / float(parts_ms.sum()))
-        error = abs(1.0 - predicted_ms / told_ms)
+            self._follow_scale(measured_ms / float(parts_ms.sum()))
+        told_ms = measured_ms * math.sqrt(min(NEAR, max(1.0 / NEAR, predicted_ms / measured_ms)))
+        error = abs(measured_ms - predicted_ms) / told_ms
         limit = max(self._clip * self.error, 0.02)
         weight = min(1.0, limit / max(error, 1e-9))
         # Clipped here too: else one hiccup would widen the band for the next.
@@ -281,7 +303,7 @@ class OnlineLatencyModel:
         self._gram *= self._forgetting
         self._gram += weighted[:, None] * shares
         self._moment *= self._forgetting
-        self._moment += weighted
+        self._moment += weighted * (measured_ms / told_ms)
         if self._num_steps <= SOLVED_AT_ONCE or self._num_steps % SOLVED_EVERY == 0:
             self._solve()
 

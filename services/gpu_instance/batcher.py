@@ -101,8 +101,8 @@ class BatcherSettings:
     """The same where steps of no size are late so rarely."""
     max_margin: float = 1.0
     """No step is sized for less than the slack / (1 + this)."""
-    retried_every: int = 512
-    """A size for which steps were too late is tried again after so many."""
+    retried_every: int = 4096
+    """A size for which steps were too late is tried again, once, after so many."""
 
 
 class StepLoad(NamedTuple):
@@ -205,34 +205,39 @@ def in_turn(prompts: Sequence[P], ranks: Sequence[Rank], lost_turn: bool) -> lis
 
 
 class Lateness:
-    """How much longer steps of one size take than predicted: the last errors in ms, in order."""
+    """How much longer steps of one size take than predicted: the last errors, as shares."""
 
-    __slots__ = ("_errors", "_ordered", "_settings", "late_ms", "num_refused")
+    __slots__ = ("_errors", "_ordered", "_settings", "late", "num_refused")
 
-    def __init__(self, settings: BatcherSettings, initial_ms: float) -> None:
-        self.late_ms = initial_ms
+    def __init__(self, settings: BatcherSettings, initial: float) -> None:
+        self.late = initial
         """Their upper quantile, at least 0."""
         self.num_refused = 0
         """Plans since the last step of this size for which it was too late."""
         self._settings = settings
-        self._errors = deque([initial_ms])
-        self._ordered = [initial_ms]
+        self._errors = deque([initial])
+        self._ordered = [initial]
 
-    def learn(self, error_ms: float) -> None:
-        ordered = self._ordered
+    def learn(self, error: float) -> None:
+        ordered, quantile = self._ordered, self._settings.margin_quantile
         if len(self._errors) == self._settings.margin_window:
             del ordered[bisect_left(ordered, self._errors.popleft())]
-        self._errors.append(error_ms)
-        insort(ordered, error_ms)
-        self.late_ms = self._upper_ms(self._settings.margin_quantile)
+        self._errors.append(error)
+        insort(ordered, error)
+        self.late = max(0.0, ordered[math.ceil(quantile * len(ordered)) - 1])
         self.num_refused = 0
 
-    def often_late_ms(self) -> float:
-        """The same, where being late more often must be borne."""
-        return self._upper_ms(self._settings.borne_quantile)
+    def forget_worst(self) -> None:
+        """So that a few hiccups do not shut a size out for ever."""
+        self.num_refused = 0
+        if len(self._ordered) > 1:
+            self._errors.remove(self._ordered.pop())
 
-    def _upper_ms(self, quantile: float) -> float:
-        return max(0.0, self._ordered[math.ceil(quantile * len(self._ordered)) - 1])
+    def often_late(self) -> float:
+        """The same, where being late more often must be borne, if only by a single step."""
+        ordered, quantile = self._ordered, self._settings.borne_quantile
+        index = min(math.ceil(quantile * len(ordered)) - 1, len(ordered) - 2)
+        return max(0.0, ordered[index]) if index >= 0 else self.late
 
 
 class Margin:
@@ -241,8 +246,8 @@ class Margin:
     What a step is late by depends on its size, and neither in proportion nor evenly: a small one
     waits for its launch, a hiccup of the host lengthens all alike. One margin for all sizes,
     relative to them, feeds on itself: it makes steps small, whose errors are relatively large,
-    which makes it larger. So lateness is kept apart for sizes within half an octave, in ms, and
-    the largest size that ends in time is taken. Where none does as often as asked for, smaller
+    which makes it larger. So lateness is kept apart for sizes within half an octave, and the
+    largest size that ends in time is taken. Where none does as often as asked for, smaller
     steps would be late as well and prompts would wait: then the largest that mostly does.
     """
 
@@ -269,35 +274,34 @@ class Margin:
             smallest_ms = _smallest_ms(size)
             known = self._sizes.get(size)
             if known is None:
-                fits_ms = bound_ms - self._guess_ms(size, bound_ms / (1.0 + self._initial))
+                late = self._guess(size)
             else:
-                fits_ms = bound_ms - (known.late_ms if strict else known.often_late_ms())
+                late = known.late if strict else known.often_late()
+            fits_ms = bound_ms / (1.0 + late)
             if fits_ms >= smallest_ms:
                 return min(fits_ms, cap_ms)
             if known is not None and strict:
-                self._refuse(size, known)
+                known.num_refused += 1
+                if known.num_refused >= self._settings.retried_every:
+                    fits_ms = bound_ms / (1.0 + known.often_late())
+                    known.forget_worst()
+                    if fits_ms >= smallest_ms:
+                        return min(fits_ms, cap_ms)
             size, cap_ms = size - 1, smallest_ms
         return None
 
-    def learn(self, predicted_ms: float, error_ms: float) -> None:
+    def learn(self, predicted_ms: float, error: float) -> None:
         """From a step with decodes."""
         size = _size_of(predicted_ms)
         known = self._sizes.get(size)
         if known is None:
-            known = Lateness(self._settings, self._guess_ms(size, predicted_ms))
-            self._sizes[size] = known
-        known.learn(error_ms)
+            known = self._sizes[size] = Lateness(self._settings, self._guess(size))
+        known.learn(error)
 
-    def _guess_ms(self, size: int, predicted_ms: float) -> float:
+    def _guess(self, size: int) -> float:
         """What steps are late by of whose size nothing is known: no more than the next smaller."""
-        guess_ms, smaller = self._initial * predicted_ms, self._sizes.get(size - 1)
-        return guess_ms if smaller is None else min(guess_ms, smaller.late_ms)
-
-    def _refuse(self, size: int, known: Lateness) -> None:
-        """Too late this time, but not for ever."""
-        known.num_refused += 1
-        if known.num_refused >= self._settings.retried_every:
-            del self._sizes[size]
+        smaller = self._sizes.get(size - 1)
+        return self._initial if smaller is None else min(self._initial, smaller.late)
 
 
 def _size_of(ms: float) -> int:
@@ -487,7 +491,7 @@ class Batcher:
             measured_ms = seen_ms
         if shape.num_decodes and plan.limit_ms < math.inf:
             margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
-            margin.learn(predicted_ms, measured_ms - predicted_ms)
+            margin.learn(predicted_ms, measured_ms / max(predicted_ms, 1e-6) - 1.0)
         # The slack and not what relief left of it: small steps are the least exact, and would be
         # reason enough for the next ones to be small.
         limit_ms = plan.slack_ms
