@@ -206,8 +206,8 @@ class OnlineLatencyModel:
     ``weight`` is that of Huber: steps far outside of the usual error, hiccups of the host, count
     little. ``told`` is what was measured, or between that and the prediction where the two are
     near (where steps scatter, either alone would be biased): so errors hardly depend on the model's
-    own state, and it comes back from wherever it was led. The prior's term is never forgotten, so what the steps do not
-    show (large prompts, while only small ones come) stays in proportion.
+    own state, and it comes back from wherever it was led. The prior's term is never forgotten, so
+    what the steps do not show (large prompts, while only small ones come) stays in proportion.
 
     Beside that, the least time of a step with prompts: engines run decodes alone as one captured
     graph and launch the parts of other steps one by one, for which the device waits if it has
