@@ -333,9 +333,9 @@ an eighth of the pool, either order gives nearly the same leads.
 
 Decodes that move to a holder as soon as it has room, at the price of one gap of 60 ms each, were
 tried in the simulator for such loads: 0 to 2.5 % more, whether or not those of short outputs, which
-the gap costs their SLO, moved too; with decodes that spread again while no prompts wait, the same.
-Holders planned fuller, never more than one holder, longer steps without decodes, and other weights
-of the policy's costs (23 draws) stay within 2 % or lose."""
+the gap costs their SLO, moved too, and no more at no price at all; with decodes that spread again
+while no prompts wait, the same. Holders planned fuller, never more than one holder, longer steps
+without decodes, and other weights of the policy's costs (23 draws) stay within 2 % or lose."""
 
 FLUID_NOTES = """This bounds nothing: it drops whoever is late, while engines let long prompts
 yield, which is worth most on code. On the hybrid with two instances a lead of 1.15 over `slo`
