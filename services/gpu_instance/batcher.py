@@ -219,12 +219,12 @@ class Lateness:
         self._ordered = [initial]
 
     def learn(self, error: float) -> None:
-        ordered, quantile = self._ordered, self._settings.margin_quantile
+        ordered = self._ordered
         if len(self._errors) == self._settings.margin_window:
             del ordered[bisect_left(ordered, self._errors.popleft())]
         self._errors.append(error)
         insort(ordered, error)
-        self.late = max(0.0, ordered[math.ceil(quantile * len(ordered)) - 1])
+        self.late = self._upper(self._settings.margin_quantile)
         self.num_refused = 0
 
     def forget_worst(self) -> None:
@@ -232,12 +232,16 @@ class Lateness:
         self.num_refused = 0
         if len(self._ordered) > 1:
             self._errors.remove(self._ordered.pop())
+            self.late = self._upper(self._settings.margin_quantile)
 
     def often_late(self) -> float:
         """The same, where being late more often must be borne, if only by a single step."""
-        ordered, quantile = self._ordered, self._settings.borne_quantile
-        index = min(math.ceil(quantile * len(ordered)) - 1, len(ordered) - 2)
-        return max(0.0, ordered[index]) if index >= 0 else self.late
+        if len(self._ordered) == 1:
+            return self.late
+        return max(0.0, min(self._upper(self._settings.borne_quantile), self._ordered[-2]))
+
+    def _upper(self, quantile: float) -> float:
+        return max(0.0, self._ordered[math.ceil(quantile * len(self._ordered)) - 1])
 
 
 class Margin:
