@@ -25,6 +25,12 @@ CPU_DEMO_PROFILE = Path(__file__).parent / "profiles" / "cpu_demo.json"
 TYPICAL_CONTEXT_TOKENS = 1024
 """Where a prompt's own context is not known, its tokens are taken to attend to so many."""
 
+LEAST_PART = 0.5
+"""Of the time of a step's decodes: prompts that take less tell nothing of what prompts cost."""
+LAUNCH = 1.1
+"""Steps with so little of a prompt wait for their launch where they take so much longer than
+predicted, in the mean: scatter alone lengthens none of the mean."""
+
 
 class StepShape(NamedTuple):
     """What one engine step computed."""
@@ -120,15 +126,32 @@ def fit(shapes: Sequence[StepShape], step_ms: Sequence[float]) -> tuple[LatencyM
 
     The weight stands between absolute error (long prefill steps rule) and relative error (short
     decode steps rule). A coefficient that would go negative is set to zero and the rest refitted.
+    Steps with little of a prompt are left out where they take clearly longer than the others say:
+    what they tell is how long their launch takes (see `OnlineLatencyModel`).
     """
     features = np.array([(1.0, *shape) for shape in shapes], dtype=float)
     measured = np.asarray(step_ms, dtype=float)
     if len(measured) < features.shape[1]:
         raise ValueError(f"{len(measured)} steps cannot fit {features.shape[1]} coefficients")
     coefficients = _non_negative(features, measured, 1.0 / np.sqrt(measured))
+    small = _little_prompt(features, coefficients)
+    others = features[~small], measured[~small]
+    if small.any() and len(others[1]) >= 2 * features.shape[1]:
+        without = _non_negative(*others, 1.0 / np.sqrt(others[1]))
+        if measured[small].mean() > LAUNCH * (features[small] @ without).mean():
+            coefficients, (features, measured) = without, others
     relative = np.abs(features @ coefficients - measured) / measured
     p50, p90, p99 = (float(value) for value in np.percentile(relative, [50, 90, 99]))
     return LatencyModel(*(float(c) for c in coefficients)), FitError(p50, p90, p99)
+
+
+def _little_prompt(
+    features: NDArray[np.float64], coefficients: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which steps compute prompts that take less than `LEAST_PART` of the rest."""
+    parts = features * coefficients
+    prompts, rest = parts[:, 3:].sum(axis=1), parts[:, :3].sum(axis=1)
+    return (features[:, 3] > 0.0) & (prompts < LEAST_PART * rest)
 
 
 def _non_negative(
@@ -179,11 +202,6 @@ SOLVED_EVERY = 8
 SOLVED_AT_ONCE = 64
 UNSEEN_WEIGHT = 0.01
 """Of a coefficient the prior lacks, in prior weights: next to nothing is known of it."""
-LEAST_PART = 0.5
-"""Of the time of a step's decodes: prompts that take less tell nothing of what prompts cost."""
-LAUNCH = 1.1
-"""Steps with so little of a prompt wait for their launch where they take so much longer than
-predicted, in the mean: scatter alone lengthens none of the mean."""
 LAUNCH_RATE, LAUNCH_CLIP = 0.05, 0.5
 LAUNCH_SEEN = 16
 """Steps."""

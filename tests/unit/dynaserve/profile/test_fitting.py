@@ -37,3 +37,14 @@ def test_a_few_hiccups_of_the_host_do_not_move_the_fit() -> None:
     for index in (3, 77, 250, 400):
         steps[index] = steps[index].model_copy(update={"step_s": 3.0})
     assert make_profile(instance("i"), steps).model == pytest.approx(TRUTH, rel=0.1)
+
+
+def test_small_steps_that_wait_for_their_launch_are_not_taken_for_a_larger_base() -> None:
+    launch_ms, steps = 25.0, timed_steps(500)
+    for step in timed_steps(200):
+        tokens = step.prefill_tokens % 40 + 1
+        part = {"prefill_tokens": tokens, "prefill_context_tokens2": 0.5 * tokens * tokens}
+        few = step.model_copy(update=part)
+        decode_ms = TRUTH.decode_step_ms(few.num_decodes, few.decode_context_tokens)
+        steps.append(few.model_copy(update={"step_s": 1e-3 * max(launch_ms, 1.2 * decode_ms)}))
+    assert make_profile(instance("i"), steps).model == pytest.approx(TRUTH, rel=0.1)
