@@ -151,7 +151,8 @@ def _little_prompt(
     """Which steps compute prompts that take less than `LEAST_PART` of the rest."""
     parts = features * coefficients
     prompts, rest = parts[:, 3:].sum(axis=1), parts[:, :3].sum(axis=1)
-    return (features[:, 3] > 0.0) & (prompts < LEAST_PART * rest)
+    little: NDArray[np.bool_] = (features[:, 3] > 0.0) & (prompts < LEAST_PART * rest)
+    return little
 
 
 def _non_negative(
