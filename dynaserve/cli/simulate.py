@@ -64,6 +64,9 @@ def simulate(
     kv_tokens: Annotated[int, typer.Option(help="KV capacity of an instance.")] = 526_000,
     link_gb_s: Annotated[float, typer.Option(help="KV link bandwidth, GB/s.")] = 270.0,
     step_noise: Annotated[float, typer.Option(help="Sigma of log step time.")] = 0.0,
+    launch_ms: Annotated[
+        float, typer.Option(help="Least time of a step with prompts (its launch).")
+    ] = 0.0,
     lose: Annotated[
         list[str] | None, typer.Option(help="TIME_S:INSTANCE, an instance that vanishes.")
     ] = None,
@@ -98,6 +101,7 @@ def simulate(
         kv_tokens,
         link_bytes_per_s=1e9 * link_gb_s,
         step_noise=step_noise,
+        launch_ms=launch_ms,
         split_roles=policy == "disaggregated",
         refuse_lost=admission,
         losses=tuple(_loss(text) for text in lose or ()),

@@ -117,6 +117,8 @@ class SimInstance:
         self.instance_id = instance_id
         self.role = role
         self.truth = truth
+        self.launch_ms = 0.0
+        """The least time of a step with prompts."""
         self.batcher = batcher
         self.slo_ms = 1e3 * slo_tbt_s
         self.kv_capacity = kv_capacity
@@ -369,7 +371,8 @@ class SimInstance:
         self.kv_used += num_decodes
         self._plan, self._shape = plan, (num_decodes, context_sum, tokens, context2)
         self.busy = True
-        return self.truth.step_ms(self._shape)
+        step_ms = self.truth.step_ms(self._shape)
+        return max(step_ms, self.launch_ms) if tokens else step_ms
 
     def _fill(self, plan: StepPlan, queue: list[Segment]) -> tuple[int, float]:
         """Give the budget to prompts; returns prefill tokens and their context sum."""

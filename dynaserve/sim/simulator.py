@@ -66,6 +66,9 @@ class SimSettings:
     max_tokens: int = 4096
     step_noise: float = 0.0
     """Sigma of the log-normal factor on step times; 0: the model is the truth."""
+    launch_ms: float = 0.0
+    """The least time of a step with prompts: engines launch such steps part by part, and decodes
+    alone as one captured graph."""
     prefix_capacity: int = 256
     """Shared prefixes an instance keeps."""
     split_roles: bool = False
@@ -126,7 +129,7 @@ class Simulator:
         self._by_id = {instance.instance_id: instance for instance in self.instances}
         self._events: list[Event] = []
         self._ids = count()
-        self._is_noisy = settings.step_noise > 0.0
+        self._is_noisy = settings.step_noise > 0.0 or settings.launch_ms > 0.0
         self._noise = random.Random(settings.seed + 1)
         self._link_free_s: dict[tuple[str, str], float] = {}
         self._inbound: dict[str, list[tuple[SimInstance, Segment, Segment]]] = {}
@@ -158,6 +161,7 @@ class Simulator:
             max_num_seqs=settings.max_num_seqs,
             role=role,
         )
+        instance.launch_ms = settings.launch_ms
         instance.on_lost = partial(self._on_lost, instance)
         return instance
 

@@ -166,3 +166,14 @@ def test_the_bus_delays_first_tokens_and_the_engines_overhead_every_token() -> N
     delayed = run(slower, "colocated", requests).records[0]
     assert delayed.ttft_s == pytest.approx(plain.ttft_s + 0.052)
     assert sum(delayed.gaps_ms()) == pytest.approx(sum(plain.gaps_ms()) + 20 * 2.0)
+
+
+def test_steps_with_prompts_last_as_long_as_their_launch_and_decodes_alone_do_not() -> None:
+    requests = poisson_arrivals(synthetic_trace(200, 50), 1.0, 10.0)
+    outcome = run(replace(POOL, launch_ms=21.0), "colocated", requests)
+    assert_settled(outcome)
+    every_ms = [ms for instance in outcome.instances for ms in instance.durations_ms]
+    launched = [ms for ms in every_ms if ms == 21.0]
+    assert 0.5 * len(requests) < len(launched) <= len(requests)
+    assert min(every_ms) < 10.0
+    assert not any(10.0 < ms < 21.0 for ms in every_ms)
