@@ -205,7 +205,7 @@ UNSEEN_WEIGHT = 0.01
 """Of a coefficient the prior lacks, in prior weights: next to nothing is known of it."""
 LAUNCH_RATE, LAUNCH_CLIP = 0.05, 0.5
 LAUNCH_SEEN = 16
-"""Steps."""
+"""So many small steps are waited for before their mean says anything."""
 TOO_LONG = 0.6
 """Of its prediction: a step so much shorter shows that the model is wrong, whatever its size."""
 NEAR = 2.0
