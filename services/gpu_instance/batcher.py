@@ -384,7 +384,7 @@ class Batcher:
             tokens = self._prefill_tokens(self._free_limit_ms(prompts), load, prompts)
             return StepPlan(tokens, math.inf)
         bound_ms = slack_ms * self.relief
-        limit_ms = self._margin_of(num_decodes).limit_ms(bound_ms)
+        limit_ms = self._margin_of(num_decodes + (1 if coming else 0)).limit_ms(bound_ms)
         if not coming:
             return StepPlan(num_decodes, limit_ms, slack_ms)
         settings, least = self.settings, 0
@@ -392,7 +392,8 @@ class Batcher:
         if self.step_index % (settings.lost_every if decode_ms > limit_ms else FORCED_EVERY) == 0:
             coming = prompts = tuple(islice(coming, MAX_PROMPTS_READ))
             least = min(settings.min_prefill_tokens, prompts[0][0]) if prompts else 0
-        prefill, limit_ms = self._beside_decodes(bound_ms, load, coming)
+        prefill, limit_ms = self._beside_decodes(bound_ms, limit_ms, load, coming)
+        self._kept = bound_ms / limit_ms - 1.0 if 0.0 < limit_ms < bound_ms else 0.0
         return StepPlan(num_decodes + max(prefill, least), limit_ms, slack_ms)
 
     def _margin_of(self, tokens: int) -> Margin:
@@ -400,37 +401,26 @@ class Batcher:
         return self.captured if tokens <= self.settings.graph_tokens else self.launched
 
     def _beside_decodes(
-        self, bound_ms: float, load: StepLoad, prompts: Iterable[tuple[int, int]]
+        self, bound_ms: float, limit_ms: float, load: StepLoad, prompts: Iterable[tuple[int, int]]
     ) -> tuple[int, float]:
-        """Prefill tokens that end within ``bound_ms``, and the limit they were sized for."""
+        """Prefill tokens that end within ``bound_ms``, and the limit they were sized for; if the
+        step is no larger than a graph where it could be, ``limit_ms``, but for its launch: smaller
+        it would be as late, with less of the prompts done.
+        """
         settings = self.settings
+        if limit_ms < self.online.launch_ms <= bound_ms:
+            limit_ms = self.online.launch_ms
         room = settings.graph_tokens - load.num_decodes
         if room <= 0:
-            limit_ms = self._limit_ms(self.launched, bound_ms)
             return self._prefill_tokens(limit_ms, load, prompts), limit_ms
-        limit_ms = self._limit_ms(self.captured, bound_ms)
         coming, seen = iter(prompts), list[tuple[int, int]]()
         prefill = self._prefill_tokens(limit_ms, load, _noting(coming, seen), room)
         if prefill == room:  # only the graph was in the way
             launched_ms = self.launched.limit_ms(bound_ms)
             more = self._prefill_tokens(launched_ms, load, chain(seen, coming))
             if load.num_decodes + more >= settings.worth_launching * settings.graph_tokens:
-                return more, self._limit_ms(self.launched, bound_ms)
+                return more, launched_ms
         return prefill, limit_ms
-
-    def _limit_ms(self, margin: Margin, bound_ms: float) -> float:
-        """That of steps of this kind, which are the ones that are planned now.
-
-        A smaller step than its launch takes would be as late, with less of the prompts done.
-        """
-        limit_ms, launch_ms = margin.limit_ms(bound_ms), self.online.launch_ms
-        if limit_ms < launch_ms <= bound_ms:
-            limit_ms = launch_ms
-        if 0.0 < limit_ms < bound_ms:
-            self._kept = bound_ms / limit_ms - 1.0
-        else:
-            self._kept = 0.0
-        return limit_ms
 
     def _free_limit_ms(self, prompts: Iterable[tuple[int, int]]) -> float:
         """Without decodes: one prompt a step, unless so many wait that the base cost matters."""
