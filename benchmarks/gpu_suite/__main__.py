@@ -49,6 +49,7 @@ def read_arguments() -> argparse.Namespace:
     add("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     add("--model", default=SHAPE)
     add("--flags", default=GPU_FLAGS, help="of the pool and its engines")
+    add("--more-flags", default="", help="after those, such as a --compilation-config")
     add("--tbt-ms", type=int, nargs="+", default=[100, 50], help="objectives that are judged")
     add("--seconds", type=float, default=12.0, help="measured time of each system and cell")
     add("--cells", nargs="+", default=[cell.name for cell in CELLS], help="NAME or NAME:TBT,TBT")
@@ -159,8 +160,8 @@ def pool_arguments(given: argparse.Namespace) -> list[str]:
     ]
     common += [f"--slo-tbt-ms={min(given.tbt_ms)}", "--admission=queue"]  # as vLLM: refuses nothing
     if given.cpu:
-        return [*common, *SMALL_FLAGS.split()]
-    return [given.model, *common, *given.flags.split()]
+        return [*common, *SMALL_FLAGS.split(), *given.more_flags.split()]
+    return [given.model, *common, *given.flags.split(), *given.more_flags.split()]
 
 
 def cell_seconds(given: argparse.Namespace, num_objectives: int) -> float:
