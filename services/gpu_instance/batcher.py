@@ -101,6 +101,12 @@ class BatcherSettings:
     """The same where steps of no size are late so rarely."""
     max_margin: float = 1.0
     """No step is sized for less than the slack / (1 + this)."""
+    hiccup_times: float = 3.0
+    hiccup_least: float = 0.1
+    hiccup_share: float = 0.004
+    hiccup_window: int = 50
+    """Of so many steps of a size, at least this window, that share may be late by more than so many
+    times what 98 % of them are, and so much: hiccups of the host, which hit steps of any size."""
     retried_every: int = 4096
     """A size for which steps were too late is tried again, once, after so many."""
 
@@ -224,7 +230,7 @@ class Lateness:
             del ordered[bisect_left(ordered, self._errors.popleft())]
         self._errors.append(error)
         insort(ordered, error)
-        self.late = self._upper(self._settings.margin_quantile)
+        self.late = self._rarely_late()
         self.num_refused = 0
 
     def forget_worst(self) -> None:
@@ -232,13 +238,24 @@ class Lateness:
         self.num_refused = 0
         if len(self._ordered) > 1:
             self._errors.remove(self._ordered.pop())
-            self.late = self._upper(self._settings.margin_quantile)
+            self.late = self._rarely_late()
 
     def often_late(self) -> float:
         """The same, where being late more often must be borne, if only by a single step."""
         if len(self._ordered) == 1:
             return self.late
         return max(0.0, min(self._upper(self._settings.borne_quantile), self._ordered[-2]))
+
+    def _rarely_late(self) -> float:
+        """The upper quantile, without the hiccups that are borne: smaller steps have them too."""
+        settings, ordered = self._settings, self._ordered
+        late = self._upper(settings.margin_quantile)
+        most = max(1, int(settings.hiccup_share * len(ordered)))
+        if len(ordered) < settings.hiccup_window:
+            return late
+        usual = self._upper(settings.borne_quantile)
+        is_hiccup = late > settings.hiccup_times * usual + settings.hiccup_least
+        return min(late, max(0.0, ordered[-most - 1])) if is_hiccup else late
 
     def _upper(self, quantile: float) -> float:
         return max(0.0, self._ordered[math.ceil(quantile * len(self._ordered)) - 1])
@@ -471,26 +488,34 @@ class Batcher:
         return total
 
     def observe(
-        self, plan: StepPlan, shape: StepShape, measured_ms: float, seen_ms: float | None = None
+        self,
+        plan: StepPlan,
+        shape: StepShape,
+        measured_ms: float,
+        seen_ms: float | None = None,
+        next_tokens: int = 0,
     ) -> None:
         """Learn from the step just run.
 
         ``measured_ms`` is how long it took; ``seen_ms``, where that is another time, how long its
         decodes waited for it. The model learns the first, margin and relief keep to the second:
-        what the host adds is not the step's, and still a gap.
+        what the host adds is not the step's, and still a gap. ``next_tokens``: what the next step
+        holds, if the engine began it before this one ended. Where that one is launched kernel by
+        kernel the host sees this one's end late, which tells nothing of this one's size.
         """
         predicted_ms = self.online.step_ms(shape)
         self.online.observe(shape, measured_ms)
-        if seen_ms is not None:
-            measured_ms = seen_ms
+        seen_ms = measured_ms if seen_ms is None else seen_ms
         if shape.num_decodes and plan.limit_ms < math.inf:
             margin = self._margin_of(shape.num_decodes + shape.prefill_tokens)
-            margin.learn(predicted_ms, measured_ms / max(predicted_ms, 1e-6) - 1.0)
+            held_up = 0 < self.settings.graph_tokens < next_tokens
+            late_ms = (min(measured_ms, seen_ms) if held_up else seen_ms) - predicted_ms
+            margin.learn(predicted_ms, late_ms / max(predicted_ms, 1e-6))
         # The slack and not what relief left of it: small steps are the least exact, and would be
         # reason enough for the next ones to be small.
         limit_ms = plan.slack_ms
-        if measured_ms > limit_ms > 0.0:
-            shrunk = self.relief * limit_ms / measured_ms
+        if seen_ms > limit_ms > 0.0:
+            shrunk = self.relief * limit_ms / seen_ms
             self.relief = max(self.settings.spike_floor, shrunk)
         else:
             self.relief += self.settings.spike_recovery * (1.0 - self.relief)

@@ -82,6 +82,13 @@ class InstanceSettings(ActorSettings):
         pattern=r"^(slo|static:[1-9][0-9]*)$",
         description="slo, or static:N for vLLM's own behaviour with N batched tokens",
     )
+    slo_tbt_ms: float = Field(
+        default=100.0,
+        gt=0,
+        description="P99 gap between tokens that the engine is set up for: below 40, vLLM captures "
+        "steps with prompts as whole CUDA graphs where it can (Hopper), unless "
+        "--compilation-config says otherwise; requests bring their own objective",
+    )
     latency_profile: Path | None = Field(
         default=None, description="JSON of `dynaserve profile`; unset: the shipped one"
     )

@@ -316,7 +316,8 @@ class SloBatching(_Base):
             device_s = self.connector.take_step_s(step.scheduled_s < self._last_done_s)
         self.last_step_s = seen_s if device_s is None else device_s
         self.last_predicted_s = self.batcher.online.step_ms(step.shape) / 1e3
-        self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3, seen_s * 1e3)
+        coming = self._in_flight[0].output.total_num_scheduled_tokens if self._in_flight else 0
+        self.batcher.observe(step.plan, step.shape, self.last_step_s * 1e3, seen_s * 1e3, coming)
         self._last_done_s = now_s
         self.num_steps += 1
         self._timed_steps.append(

@@ -244,6 +244,33 @@ def test_a_size_that_was_too_late_is_tried_again() -> None:
     assert batcher.plan(load).limit_ms > 1.3 * small
 
 
+def test_a_hiccup_does_not_shut_out_a_size() -> None:
+    batcher, load = exact(), StepLoad(32, 32_000, 50.0, [(20_000, 0)])
+    run_full_steps(batcher, load, took=1.0, seen=1.02, steps=150)
+    before = batcher.plan(load).limit_ms
+    run_full_steps(batcher, load, took=1.0, seen=1.9, steps=1)
+    batcher.relief = 1.0
+    assert batcher.plan(load).limit_ms == pytest.approx(before, rel=1e-3)
+    run_full_steps(batcher, load, took=1.0, seen=1.9, steps=1)  # one too many
+    batcher.relief = 1.0
+    assert batcher.plan(load).limit_ms < 0.95 * before
+
+
+def test_a_step_whose_end_is_seen_late_for_the_launch_of_the_next_was_not_too_large() -> None:
+    batcher, load = with_graphs(), StepLoad(10, 10_000, 40.0, [(20_000, 500)])
+    run_full_steps(batcher, load, took=1.0)
+    plan = batcher.plan(load)
+    shape = StepShape(10, 10_000, 300, 300 * 650.0)
+    took_ms = batcher.online.step_ms(shape)
+    for _ in range(100):
+        batcher.observe(plan, shape, took_ms, seen_ms=took_ms + 30.0, next_tokens=2_000)
+    assert batcher.captured.limit_ms(took_ms) == pytest.approx(took_ms)
+    assert batcher.relief < 1.0
+    for _ in range(100):
+        batcher.observe(plan, shape, took_ms, seen_ms=took_ms + 30.0, next_tokens=100)
+    assert batcher.captured.limit_ms(took_ms) < 0.9 * took_ms
+
+
 def test_the_margin_told_is_that_of_the_steps_planned_last_and_none_in_static_mode() -> None:
     batcher, margins = with_graphs(), []
     for slack_ms, kind in ((20.0, batcher.captured), (200.0, batcher.launched)):

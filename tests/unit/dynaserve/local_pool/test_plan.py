@@ -31,6 +31,13 @@ def test_without_a_gpu_two_instances_of_the_demo_model_in_float32() -> None:
     assert "--dtype=float32" in planned["gateway-0"].arguments
 
 
+def test_gateways_and_instances_learn_the_objective() -> None:
+    planned = parts(CPU, "--slo-tbt-ms", "25")
+    for name in ("gateway-0", "instance-0", "instance-1"):
+        arguments = planned[name].arguments
+        assert arguments[arguments.index("--slo-tbt-ms") + 1] == "25.0"
+
+
 def test_one_instance_a_gpu_each_seeing_its_own() -> None:
     planned = parts(EIGHT_GPUS, "some/model")
     visible = [planned[f"instance-{n}"].environment["CUDA_VISIBLE_DEVICES"] for n in range(8)]
