@@ -35,14 +35,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
-from shared.latency_model import (
-    PROFILED,
-    TYPICAL_CONTEXT_TOKENS,
-    LatencyModel,
-    OnlineLatencyModel,
-    StepShape,
-    Trust,
-)
+from shared.latency_model import TYPICAL_CONTEXT_TOKENS, LatencyModel, StepShape
+from shared.online_latency_model import PROFILED, OnlineLatencyModel, Trust
 
 MAX_PROMPTS_READ = 256
 TAIL_TOKENS = 16

@@ -40,7 +40,8 @@ from services.gpu_instance.engine.seam import EngineLoad
 from services.gpu_instance.engine.tails import computed, is_tail, room_for_tails, to_compute
 from services.gpu_instance.prefix_chunks import PrefixChanges
 from services.gpu_instance.prompt_tally import PromptTally
-from shared.latency_model import PROFILED, UNPROFILED, LatencyProfile, StepShape
+from shared.latency_model import LatencyProfile, StepShape
+from shared.online_latency_model import PROFILED, UNPROFILED
 from shared.schemas.registry import LatencyCoefficients
 from shared.schemas.request import Slo
 from shared.schemas.segment import TimedStep

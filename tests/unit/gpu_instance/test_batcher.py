@@ -20,7 +20,8 @@ from services.gpu_instance.batcher import (
     parse_mode,
     prompt_ranks,
 )
-from shared.latency_model import PROFILED, UNPROFILED, LatencyModel, StepShape, Trust
+from shared.latency_model import LatencyModel, StepShape
+from shared.online_latency_model import PROFILED, UNPROFILED, Trust
 
 MODEL = LatencyModel(8.0, 0.04, 6e-5, 0.04, 2e-6)
 PROMPTS = st.lists(st.tuples(st.integers(1, 20_000), st.integers(0, 20_000)), max_size=6)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_suite.table import BEGIN, END, goodput, page, with_block
+from benchmarks.gpu_suite.table import BEGIN, END, goodput, page, whole_graphs, with_block
 
 RESULTS = Path("benchmarks/results/gpu")
 
@@ -21,4 +21,6 @@ def test_a_readme_without_marks_is_refused() -> None:
 
 def test_the_page_and_the_readme_are_those_of_the_results_in_the_tree() -> None:
     assert Path("benchmarks/results/gpu.md").read_text() == page(RESULTS)
-    assert "\n".join(goodput(RESULTS, instances=2)) in Path("README.md").read_text()
+    readme = Path("README.md").read_text()
+    assert "\n".join(goodput(RESULTS, instances=2)) in readme
+    assert "\n".join(whole_graphs(RESULTS)) in readme
