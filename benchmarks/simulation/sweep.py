@@ -177,6 +177,8 @@ def table(arguments: Namespace) -> None:
         lines += ["", *shared_queue(json.loads(arguments.shared_queue.read_text()))]
     if arguments.patterns:
         lines += ["", *patterns([json.loads(path.read_text()) for path in arguments.patterns])]
+    if arguments.windows:
+        lines += ["", *windows(json.loads(arguments.windows.read_text()))]
     if arguments.fluid:
         lines += [
             "",
@@ -282,6 +284,27 @@ def patterns(bodies: list[dict[str, Any]]) -> list[str]:
     return [*lines, "", PATTERN_NOTES]
 
 
+def windows(body: dict[str, Any]) -> list[str]:
+    """Table of `windows.py`."""
+    alone = ", ".join(f"{name} {one['ratio']:.2f}" for name, one in body["alone"].items())
+    lines = [
+        f"The lead of the hybrid of all four on {body['instances']} instances at "
+        f"{body['slo_tbt_ms']:.0f} ms hangs on",
+        "how long each kind of traffic lasts (`benchmarks/simulation/windows.py`, means over four",
+        f"patterns). Alone the kinds have {alone};",
+        "windows that left nothing to the next would give",
+        f"{body['without_carry_over']:.2f}: on reasoning, a quarter of the work, either serves",
+        "more than the bound, and no lead is to be had.",
+        "",
+        "| window s | slo | dynaserve | ratio |",
+        "|---|---|---|---|",
+    ]
+    for one in body["hybrid"]:
+        rates = [f"{min(each):.1f} to {max(each):.1f}" for each in one["capacity_rps"].values()]
+        lines.append(f"| {one['window_s']:g} | {rates[0]} | {rates[1]} | {one['ratio']:.2f} |")
+    return lines
+
+
 NOTES = """`bound` is the rate at which the clairvoyant least GPU time of *all* requests fills the
 pool. A capacity may exceed it: one request in ten may miss its SLO, the SLO batcher lets those
 yield, and outputs of thousands of tokens (reasoning, up to 1.2 of the bound) end after the run's
@@ -381,6 +404,7 @@ def main() -> None:
     tables.add_argument("--shared-queue", type=Path)
     tables.add_argument("--patterns", type=Path, nargs="*")
     tables.add_argument("--fluid", type=Path, nargs="*")
+    tables.add_argument("--windows", type=Path)
     tables.add_argument("--out", type=Path, required=True)
     tables.set_defaults(act=table)
     arguments = parser.parse_args()
