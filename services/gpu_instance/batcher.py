@@ -98,7 +98,7 @@ class BatcherSettings:
     hiccup_times: float = 3.0
     hiccup_least: float = 0.1
     hiccup_share: float = 0.004
-    hiccup_window: int = 50
+    hiccup_window: int = 100
     """Of so many steps of a size, at least this window, that share may be late by more than so many
     times what 98 % of them are, and so much: hiccups of the host, which hit steps of any size."""
     retried_every: int = 4096
