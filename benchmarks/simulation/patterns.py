@@ -36,18 +36,30 @@ def as_recorded(trace: Trace) -> Trace:
 ORDERS: dict[str, Callable[[Trace], Trace]] = {"shuffled": shuffled, "as recorded": as_recorded}
 
 
-def cell(load: str, arrivals: Arrivals, settings: SimSettings, patterns: int) -> dict[str, Any]:
-    """Capacities by pattern of arrivals, their ratio, and the fluid ideals of the first."""
-    found = {
+def capacities(
+    load: str, arrivals: Arrivals, settings: SimSettings, patterns: int
+) -> dict[str, list[float]]:
+    """Of `slo` and `dynaserve`, by pattern of arrivals."""
+    return {
         name: [
             round(find_capacity(scenario(name, load, partial(arrivals, seed=seed), settings)), 2)
             for seed in range(patterns)
         ]
         for name in (OTHER, OURS)
     }
+
+
+def leads(found: dict[str, list[float]]) -> list[float]:
+    """`dynaserve` over `slo`, by pattern."""
+    return [ours / other for ours, other in zip(found[OURS], found[OTHER], strict=True)]
+
+
+def cell(load: str, arrivals: Arrivals, settings: SimSettings, patterns: int) -> dict[str, Any]:
+    """Capacities by pattern of arrivals, their ratio, and the fluid ideals of the first."""
+    found = capacities(load, arrivals, settings, patterns)
     planned = scenario(OURS, load, arrivals, settings)
     ideals = {placement: round(fluid(planned, placement), 2) for placement in IDEALS}
-    ratios = [round(ours / other, 3) for ours, other in zip(found[OURS], found[OTHER], strict=True)]
+    ratios = [round(ratio, 3) for ratio in leads(found)]
     mean = round(fmean(ratios), 3)
     return {"load": load, "capacity_rps": found, "ratio": ratios, "mean": mean, "fluid": ideals}
 

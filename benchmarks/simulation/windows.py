@@ -18,26 +18,18 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from benchmarks.simulation.sweep import OURS, TRACES, Arrivals, loads, scenario, tell
-from dynaserve.sim.capacity import find_capacity
+from benchmarks.simulation.patterns import capacities, leads
+from benchmarks.simulation.sweep import TRACES, Arrivals, loads, tell
 from dynaserve.sim.simulator import SimSettings
 from shared.latency_model import LatencyProfile
 
-OTHER = "slo"
 HYBRID = "hybrid"
 
 
 def lead(load: str, arrivals: Arrivals, settings: SimSettings, patterns: int) -> dict[str, Any]:
     """Capacities by pattern of arrivals, and `dynaserve` over `slo` in the mean."""
-    found = {
-        name: [
-            round(find_capacity(scenario(name, load, partial(arrivals, seed=seed), settings)), 2)
-            for seed in range(patterns)
-        ]
-        for name in (OTHER, OURS)
-    }
-    ratios = [ours / other for ours, other in zip(found[OURS], found[OTHER], strict=True)]
-    return {"capacity_rps": found, "ratio": round(fmean(ratios), 3)}
+    found = capacities(load, arrivals, settings, patterns)
+    return {"capacity_rps": found, "ratio": round(fmean(leads(found)), 3)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

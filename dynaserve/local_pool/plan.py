@@ -80,7 +80,7 @@ def _instances(
         )
     roles = [role for role in settings.roles.split(",") if role]
     extra: tuple[str, ...] = ("--batcher", settings.batcher)
-    extra += ("--slo-tbt-ms", str(settings.slo_tbt_ms))
+    extra += ("--slo-tbt-ms", str(settings.slo_tbt_ms))  # its CUDA graphs are made for it
     if settings.transports:
         names = ",".join(f'"{name}"' for name in settings.transports.split(","))
         extra += ("--transports", f"[{names}]")

@@ -129,7 +129,7 @@ class Simulator:
         self._by_id = {instance.instance_id: instance for instance in self.instances}
         self._events: list[Event] = []
         self._ids = count()
-        self._is_noisy = settings.step_noise > 0.0 or settings.launch_ms > 0.0
+        self._is_inexact = settings.step_noise > 0.0 or settings.launch_ms > 0.0
         self._noise = random.Random(settings.seed + 1)
         self._link_free_s: dict[tuple[str, str], float] = {}
         self._inbound: dict[str, list[tuple[SimInstance, Segment, Segment]]] = {}
@@ -416,7 +416,7 @@ class Simulator:
             for alpha, done, beta_segment in self._inbound.pop(instance.instance_id, ()):
                 self._keep(alpha, done, beta_segment)
             return
-        if self._is_noisy:
+        if self._is_inexact:
             duration_ms *= self._noise.lognormvariate(0.0, self.settings.step_noise)
         end_s = self.now_s + 1e-3 * duration_ms
         self._push(end_s, partial(self._end_step, instance, duration_ms))
@@ -424,7 +424,7 @@ class Simulator:
     def _end_step(self, instance: SimInstance, duration_ms: float) -> None:
         if not instance.alive:
             return
-        result = instance.finish_step(self.now_s, duration_ms, self._is_noisy)
+        result = instance.finish_step(self.now_s, duration_ms, self._is_inexact)
         self.outcome.steps += 1
         if result is not ONE_MORE_TOKEN:
             self._stream(instance, result.chunks)

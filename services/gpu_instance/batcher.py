@@ -244,12 +244,13 @@ class Lateness:
         """The upper quantile, without the hiccups that are borne: smaller steps have them too."""
         settings, ordered = self._settings, self._ordered
         late = self._upper(settings.margin_quantile)
-        most = max(1, int(settings.hiccup_share * len(ordered)))
         if len(ordered) < settings.hiccup_window:
             return late
         usual = self._upper(settings.borne_quantile)
-        is_hiccup = late > settings.hiccup_times * usual + settings.hiccup_least
-        return min(late, max(0.0, ordered[-most - 1])) if is_hiccup else late
+        if late <= settings.hiccup_times * usual + settings.hiccup_least:
+            return late
+        num_hiccups = max(1, int(settings.hiccup_share * len(ordered)))
+        return min(late, max(0.0, ordered[-num_hiccups - 1]))
 
     def _upper(self, quantile: float) -> float:
         return max(0.0, self._ordered[math.ceil(quantile * len(self._ordered)) - 1])
