@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_suite import apart, goodput, handoffs, noise, timeline
+from benchmarks.gpu_suite import apart, capacity, goodput, handoffs, noise, timeline
 from benchmarks.gpu_suite.apart import command
 from benchmarks.gpu_suite.cells import CELLS, FIXED_SYSTEMS, SLO_SYSTEMS, Cell, wanted_cells
 from benchmarks.gpu_suite.pair_client import PairClient
@@ -37,7 +37,7 @@ GPU_FLAGS = (
     "--kv-cache-memory-bytes=85899345920 --served-model-name=suite"
 )
 SMALL_FLAGS = "--max-num-batched-tokens=512"
-POOL_STEPS = ("profile", "timeline", "noise", "handoffs", "goodput")
+POOL_STEPS = ("profile", "timeline", "noise", "handoffs", "goodput", "capacity")
 STEPS = (*apart.CERTIFY, *POOL_STEPS, "overhead")
 
 
@@ -58,8 +58,9 @@ def read_arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=1, help="of each cell, for the noise between runs")
     add("--seed", type=int, default=0, help="of arrivals")
     add("--traces", type=Path, default=Path("benchmarks/traces"))
+    add("--ramp-s", type=float, default=90.0, help="time that a system's capacity is given")
     add("--rate-factor", type=float, default=1.0)
-    add("--instances", type=int, default=2, help="1: goodput alone, and half of each rate")
+    add("--instances", type=int, default=2, help="1: no handoffs, and half of each rate")
     add("--gateways", type=int, default=4)
     add("--overhead-rounds", type=int, default=3)
     add("--port", type=int, default=8321)
@@ -149,6 +150,14 @@ async def on_pool(suite: Suite, beside: list[asyncio.Task[None]]) -> None:
                     cell_seconds(given, len(tbt_ms)),
                     functools.partial(run_cell, suite, pool, cell, tbt_ms),
                 )
+        if "capacity" in given.steps:
+            for cell, objectives_ms in wanted_cells(given.cells, given.tbt_ms):
+                for each_ms in objectives_ms:
+                    await suite.step(
+                        f"capacity_{cell.name}_{each_ms}",
+                        given.ramp_s,
+                        functools.partial(find_capacity, suite, pool, cell, each_ms),
+                    )
 
 
 def pool_arguments(given: argparse.Namespace) -> list[str]:
@@ -200,6 +209,14 @@ async def run_cell(suite: Suite, pool: LocalPool, cell: Cell, tbt_ms: Sequence[i
     target = suite.out / f"goodput_{cell.name}.json"
     given, nats = suite.given, pool.nats_url
     return await goodput.run_cell(given, cell, tbt_ms, nats, source(suite), target)
+
+
+async def find_capacity(suite: Suite, pool: LocalPool, cell: Cell, tbt_ms: int) -> object:
+    target = suite.out / f"capacity_{cell.name}_{tbt_ms}.json"
+    given, nats = suite.given, pool.nats_url
+    return await capacity.run_cell(
+        given, cell, tbt_ms, nats, source(suite), target, lambda: suite.left_s
+    )
 
 
 def keep(suite: Suite, name: str, figures: dict[str, object]) -> dict[str, object]:

@@ -66,6 +66,12 @@ def bench_flags(given: argparse.Namespace, cell: Cell, tbt_ms: int) -> list[str]
     ]
 
 
+def pool_flags(given: argparse.Namespace, nats: str) -> list[str]:
+    """Where `dynaserve bench` finds the suite's pool."""
+    urls = [f"--url=http://127.0.0.1:{given.port + n}" for n in range(given.gateways)]
+    return [*urls, f"--nats={nats}", "--pool=suite"]
+
+
 async def run_cell(
     given: argparse.Namespace,
     cell: Cell,
@@ -75,8 +81,7 @@ async def run_cell(
     target: Path,
 ) -> dict[str, dict[str, float]]:
     """All systems; the file is written after each group. Returns attainment by system and SLO."""
-    urls = [f"--url=http://127.0.0.1:{given.port + n}" for n in range(given.gateways)]
-    where = [*urls, f"--nats={nats}", "--pool=suite"]
+    where = pool_flags(given, nats)
     tightest = min(objectives_ms)
     plan = [(tuple(given.fixed_systems), tightest, tuple(objectives_ms))]
     plan += [(tuple(given.slo_systems), tbt_ms, (tbt_ms,)) for tbt_ms in objectives_ms]
