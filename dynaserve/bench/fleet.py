@@ -5,6 +5,7 @@ one schedule; every answer comes back over a pipe as it is complete, and one lis
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -102,7 +103,7 @@ class Fleet:
             match await _receive(pipe):
                 case Ready():
                     await ready.wait()
-                    pipe.send(asyncio.get_running_loop().time() + FLEET_LEAD_S)
+                    _tell(pipe, asyncio.get_running_loop().time() + FLEET_LEAD_S)
                 case Sent(seen):
                     self._listener.sent(seen)
                 case Done(seen):
@@ -116,7 +117,7 @@ class Fleet:
     def _stop(self) -> None:
         self._stopped = True
         for _, pipe in self._workers:
-            pipe.send(None)
+            _tell(pipe, None)
 
 
 def _start(order: Order) -> tuple[SpawnProcess, Connection]:
@@ -126,6 +127,12 @@ def _start(order: Order) -> tuple[SpawnProcess, Connection]:
     process.start()
     theirs.close()
     return process, ours
+
+
+def _tell(pipe: Connection, message: float | None) -> None:
+    """To a worker, unless it has ended: what it said last is then still to be read."""
+    with contextlib.suppress(ConnectionError):
+        pipe.send(message)
 
 
 async def _receive(pipe: Connection) -> FromWorker:

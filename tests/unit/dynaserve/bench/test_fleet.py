@@ -63,3 +63,22 @@ async def test_a_failure_in_a_process_is_an_error_here() -> None:
 
     with pytest.raises(DynaServeError, match="a client process failed"):
         await Fleet(order, 2, Nobody()).run()
+
+
+class StopsAt(Nobody):
+    """Has seen enough at this request's answer."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+
+    def done(self, seen: Observation) -> bool:
+        return seen.request.request_id == self.last
+
+
+async def test_a_run_can_be_stopped_when_one_of_its_processes_has_ended() -> None:
+    order = Order(NOWHERE, (request("r-0", 0.0), request("r-1", 0.0), request("r-2", 1.5)))
+    driven = await Fleet(order, 2, StopsAt("r-2")).run()
+
+    assert driven.stopped
+    assert len(driven.observations) == 3
