@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_suite.table import BEGIN, END, goodput, page, whole_graphs, with_block
+from benchmarks.gpu_suite.table import BEGIN, END, capacities, capacity_row, goodput, page, whole_graphs, with_block
 
 RESULTS = Path("benchmarks/results/gpu")
 
@@ -24,3 +24,12 @@ def test_the_page_and_the_readme_are_those_of_the_results_in_the_tree() -> None:
     readme = Path("README.md").read_text()
     assert "\n".join(goodput(RESULTS, instances=2)) in readme
     assert "\n".join(whole_graphs(RESULTS)) in readme
+    assert "\n".join(capacities(RESULTS)) in readme
+
+
+def test_a_capacity_stands_beside_the_lowest_rate_that_missed() -> None:
+    at = {"ttft_p50_ms": 90.0, "ttft_p99_ms": 400.0, "tbt_p99_ms": 22.0, "requests": 60}
+    steps = [{"rate_rps": rate, "attainment": 1.0 if rate < 6 else 0.5} for rate in (8, 4, 5.5, 6)]
+    row = {"system": "a/slo", "capacity_rps": 5.4, "at_capacity": at, "steps": steps}
+    found = capacity_row("code | 25", row)
+    assert found == "| code | 25 | `a/slo` | 5.5 | 6.0 | 90 / 400 | 22 | 60 |"
