@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_suite.table import BEGIN, END, capacities, capacity_row, goodput, page, whole_graphs, with_block
+from benchmarks.gpu_suite.table import (
+    BEGIN,
+    END,
+    capacities,
+    capacity_row,
+    goodput,
+    page,
+    whole_graphs,
+    with_block,
+)
 
 RESULTS = Path("benchmarks/results/gpu")
 
